@@ -1,0 +1,3 @@
+"""Cascaded diffusion models from a recipe: declarative, plugin-based, on PyTorch."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,114 @@
+"""A stage: one diffusion model at one resolution, as frozen options and components."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import attrs
+
+from cdmkit.component import option, table
+from cdmkit.data.resize import Resize
+from cdmkit.diffusion import Denoiser, NoiseInput, Parameterization, Prediction, Process, Variance
+from cdmkit.diffusion.denoiser import Network
+from cdmkit.kinds import Augmentation, Backbone, Backend, Loss, NetworkSpec, Optimizer, Sampler, Schedule
+
+
+class Mode(Enum):
+    """Where a super-resolution stage's z_s comes from when sampling (CDM Algorithm 2)."""
+
+    TRUNCATED = "truncated"
+    """The parent's reverse chain stops at s and hands over z_s."""
+    NON_TRUNCATED = "non-truncated"
+    """The parent runs to z_0, which is noised to s: parents' samples can be kept for every s."""
+
+
+@table
+class Handover:
+    """How a stage takes over its parent's sample (`condition` in a recipe). `s` is swept after training."""
+
+    mode: Mode = option(Mode.NON_TRUNCATED, help="truncated: the parent stops at s; non-truncated: it finishes and is noised to s")
+    s: int = option(0, help="truncation step, in timesteps of the parent's schedule; 0: no noise", ge=0)
+
+
+@table
+class Training:
+    """How a stage is trained."""
+
+    batch: int = option(help="images per optimizer step, over all devices", ge=1)
+    steps: int = option(help="optimizer steps", ge=1)
+    optimizer: Optimizer = option(help="how weights follow gradients")
+    ema: float = option(0.9999, help="decay of the moving average of weights that is sampled from", ge=0, lt=1)
+    ema_ramp: bool = option(False, help="let the decay grow as (1 + step) / (10 + step) up to `ema`, for short training")
+    warmup: int = option(0, help="steps over which the learning rate rises linearly from 0", ge=0)
+    clip_grad: float = option(0.0, help="largest gradient norm; larger ones are scaled down to it; 0: no limit", ge=0)
+    accumulate: int = option(1, help="parts that a batch is split into, one after another, to save memory", ge=1)
+    flip: bool = option(False, help="mirror half the images left to right")
+    log_every: int = option(100, help="steps between two reports of progress", ge=1)
+    sample_every: int = option(0, help="steps between two sample grids; 0: none while training", ge=0)
+    checkpoint_every: int = option(1000, help="steps between two checkpoints; one is always saved at the end", ge=1)
+    keep: int = option(1, help="checkpoints kept, the newest", ge=1)
+
+    def __attrs_post_init__(self) -> None:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch = {self.batch} cannot be split into accumulate = {self.accumulate} equal parts")
+
+
+@table
+class Stage:
+    """One diffusion model of a cascade."""
+
+    name: str = attrs.field()
+    resolution: int = option(help="height and width of its images, in pixels", ge=1)
+    after: str | None = option(None, help="the stage whose images it enlarges; none: a base stage")
+    schedule: Schedule = option(help="how fast noise is added")
+    sampling_schedule: Schedule | None = option(
+        None, help='the schedule to sample along, when it differs from `schedule`; needs noise_input = "alpha-bar"'
+    )
+    prediction: Prediction = option(Prediction.EPSILON, help="what the network predicts")
+    variance: Variance = option(Variance.FIXED_SMALL, help="variance of a reverse step")
+    noise_input: NoiseInput = option(NoiseInput.TIMESTEP, help="how the network is told the noise level")
+    loss: Loss = option(help="what training minimises")
+    backbone: Backbone = option(help="the network")
+    sampler: Sampler = option(help="how the chain is run backwards")
+    clip: bool = option(True, help="keep predicted images within [-1, 1] when sampling")
+    labels: bool = option(True, help="tell the network the class label, where the data has classes")
+    upsample: Resize = option(Resize.BILINEAR, help="how the low-resolution image is enlarged to this stage's resolution")
+    augment: tuple[Augmentation, ...] = option((), help="conditioning augmentation of the low-resolution image, in this order")
+    condition: Handover = option(factory=Handover, help="how the parent's sample is taken over")
+    backend: Backend = option(help="what computes")
+    train: Training = option(help="how it is trained")
+
+    def __attrs_post_init__(self) -> None:
+        if self.sampling_schedule is not None and self.noise_input is not NoiseInput.ALPHA_BAR:
+            raise ValueError('sampling_schedule needs noise_input = "alpha-bar"')
+        if self.loss.needs_learned_variance and not self.variance.learned:
+            raise ValueError(f'loss "{self.loss.type_name}" needs variance = "learned-range"')
+        if self.loss.discrete and self.noise_input is NoiseInput.ALPHA_BAR:
+            raise ValueError(f'loss "{self.loss.type_name}" needs whole timesteps: noise_input = "timestep"')
+        if self.after is None and self.augment:
+            raise ValueError("augment is for stages with a parent: set `after`, or remove it")
+        if self.condition.s and not any(a.noises for a in self.augment):
+            raise ValueError(f"condition.s = {self.condition.s} needs an augmentation that noises, such as gaussian-noise")
+
+    @property
+    def parameterization(self) -> Parameterization:
+        """The meaning of the network's output."""
+        return Parameterization(self.prediction, self.variance, self.noise_input)
+
+    def network_spec(self, classes: int) -> NetworkSpec:
+        """The network this stage needs on data with `classes` labels."""
+        return NetworkSpec(
+            resolution=self.resolution,
+            out_channels=6 if self.variance.learned else 3,
+            classes=classes if self.labels else 0,
+            low_res=self.after is not None,
+            levels=sum(a.tells_level for a in self.augment),
+        )
+
+    def denoiser(self, network: Network) -> Denoiser:
+        """The network with its meaning."""
+        return Denoiser(network, self.parameterization, self.clip)
+
+    def sampling_process(self) -> Process:
+        """The full chain to sample along."""
+        return (self.sampling_schedule or self.schedule).process()
