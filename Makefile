@@ -1,0 +1,38 @@
+# Everything runs from here on a machine with Python >= 3.11 and make. The virtual environment is made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-slow check format clean
+
+quickstart: $(VENV)/.installed  ## train a small cascade on generated shapes and show its samples
+	$(BIN)/cdmkit run recipes/quickstart.toml
+
+test: check  ## all checks and the default tests
+	$(BIN)/pytest
+
+test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
+	$(BIN)/pytest -m slow --timeout 1200
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/cdmkit validate recipes/*.toml
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
