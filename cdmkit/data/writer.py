@@ -1,0 +1,64 @@
+"""Pictures to WebDataset shards that any tool can read."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torch import Tensor
+
+from cdmkit.data.writing import written
+
+
+class Sample(NamedTuple):
+    """A picture to store."""
+
+    image: Tensor
+    """uint8 [3, S, S]."""
+    label: int | None = None
+    info: Mapping[str, Any] | None = None
+    """What else is known of it, stored as JSON."""
+
+
+def write_shards(samples: Iterable[Sample], folder: Path, prefix: str = "train", per_shard: int = 10_000) -> list[Path]:
+    """Write samples to `folder/prefix-00000.tar`, ... as lossless PNG, `.cls` and `.json`, with keys `prefix-0000000`, ...
+
+    Each shard is complete or not there, and equal samples make equal bytes. Returns the shards' paths. Raises OSError where a shard cannot
+    be written.
+    """
+    paths: list[Path] = []
+    numbered = enumerate(samples)
+    for first in numbered:
+        path = folder / f"{prefix}-{len(paths):05d}.tar"
+        _write_shard(path, prefix, itertools.chain([first], itertools.islice(numbered, per_shard - 1)))
+        paths.append(path)
+    return paths
+
+
+def _write_shard(path: Path, prefix: str, samples: Iterable[tuple[int, Sample]]) -> None:
+    from webdataset import TarWriter  # slow to import, and only writing needs it
+
+    with written(path) as file, TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as tar:
+        for number, sample in samples:
+            tar.write({"__key__": f"{prefix}-{number:07d}", **_members(sample)})
+
+
+def _members(sample: Sample) -> dict[str, bytes]:
+    """The members of a sample by extension."""
+    members = {"png": _png(sample.image)}
+    if sample.label is not None:
+        members["cls"] = str(sample.label).encode()
+    if sample.info is not None:
+        members["json"] = json.dumps(sample.info, sort_keys=True).encode()
+    return members
+
+
+def _png(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
