@@ -1,0 +1,23 @@
+"""Recipes: TOML text to a frozen tree in one pass, with every fault at its line, and back to text."""
+
+from cdmkit.recipe.faults import Fault, Faults, RecipeFaults, SetupFaults
+from cdmkit.recipe.model import Data, Recipe, Requires, Sample
+from cdmkit.recipe.reading import read
+from cdmkit.recipe.structure import structure_stage
+from cdmkit.recipe.write import diff, to_table, to_toml
+
+__all__ = [
+    "Data",
+    "Fault",
+    "Faults",
+    "Recipe",
+    "RecipeFaults",
+    "Requires",
+    "Sample",
+    "SetupFaults",
+    "diff",
+    "read",
+    "structure_stage",
+    "to_table",
+    "to_toml",
+]

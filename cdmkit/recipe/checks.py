@@ -1,0 +1,162 @@
+"""What one table alone cannot show: names, the graph of stages, and how components of a cascade fit together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from cdmkit import __version__
+from cdmkit.cascade import Mode, Stage
+from cdmkit.kinds import Augmentation, Schedule
+from cdmkit.nearest import did_you_mean
+from cdmkit.recipe.faults import KeyPath, Problem
+from cdmkit.recipe.model import Recipe, Requires
+
+_SLUG = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def check_requires(requires: Requires) -> Iterator[Problem]:
+    """Whether what the recipe requires is installed."""
+    try:
+        if not SpecifierSet(requires.cdmkit).contains(__version__, prereleases=True):
+            install = f"pip install 'cdmkit{requires.cdmkit}'"
+            yield Problem(
+                ("requires", "cdmkit"), f"the recipe needs cdmkit {requires.cdmkit}, this is {__version__}: {install}", setup=True
+            )
+    except InvalidSpecifier:
+        yield Problem(("requires", "cdmkit"), f'"{requires.cdmkit}" is no version range: write it as in ">=0.1"')
+    for index, text in enumerate(requires.plugins):
+        path = ("requires", "plugins", index)
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement:
+            yield Problem(path, f'"{text}" is no requirement: write it as in "cdmkit-xla>=1"')
+            continue
+        found = _installed(wanted.name)
+        if found is None or not wanted.specifier.contains(found, prereleases=True):
+            have = "it is not installed" if found is None else f"{found} is installed"
+            yield Problem(path, f"the recipe needs {wanted}, but {have}: pip install '{wanted}'", setup=True)
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def check_names(tables: Mapping[str, Any]) -> Iterator[Problem]:
+    """Whether the recipe's and the stages' names are safe as folder names, and stages name stages that exist, without a circle.
+
+    Looks at plain tables, so that it finds these whatever else is wrong.
+    """
+    name, stages = tables.get("name"), tables.get("stage")
+    if isinstance(name, str) and not _SLUG.fullmatch(name):
+        yield Problem(("name",), _no_slug(name))
+    if not isinstance(stages, dict):
+        return
+    if not stages:
+        yield Problem(("stage",), "there is no stage: add a table such as [stage.base]")
+    for stage in stages:
+        if not _SLUG.fullmatch(stage):
+            yield Problem(("stage", stage), _no_slug(stage))
+    parents = {stage: table["after"] for stage, table in stages.items() if isinstance(table, dict) and isinstance(table.get("after"), str)}
+    for stage, parent in parents.items():
+        if parent not in stages:
+            known = did_you_mean(parent, stages) or f"; stages: {', '.join(stages)}"
+            yield Problem(("stage", stage, "after"), f'there is no stage "{parent}"{known}')
+        elif (circle := _circle(stage, parents)) and stage == min(circle):
+            yield Problem(("stage", stage, "after"), f"stages follow each other in a circle: {' -> '.join((*circle, stage))}")
+
+
+def _no_slug(name: str) -> str:
+    return f'"{name}" cannot be a folder name: use up to 64 letters, digits, - and _, the first a letter or digit'
+
+
+def _circle(start: str, parents: Mapping[str, str]) -> list[str]:
+    """The stages from `start` along its parents back to it, or nothing where they do not lead back."""
+    way = [start]
+    while (parent := parents.get(way[-1])) is not None and parent not in way:
+        way.append(parent)
+    return way if parents.get(way[-1]) == start else []
+
+
+def check_cascade(recipe: Recipe) -> Iterator[Problem]:
+    """Whether schedules and samplers work, and every stage fits its parent. The graph is known to be sound."""
+    unusable = [problem for stage in recipe.stage.values() for problem in _check_schedules(stage)]
+    yield from unusable
+    for stage in recipe.stage.values() if not unusable else ():
+        if stage.after is not None:
+            yield from _check_resolution(stage, recipe.stage[stage.after])
+            yield from _check_handover(stage, recipe.stage[stage.after])
+        yield from _check_sampler(stage, recipe)
+
+
+def _check_schedules(stage: Stage) -> Iterator[Problem]:
+    """Whether a stage's schedules make processes."""
+    schedules: dict[KeyPath, Schedule | None] = {("schedule",): stage.schedule, ("sampling_schedule",): stage.sampling_schedule}
+    schedules |= {("augment", index, "schedule"): _own_schedule(augmentation) for index, augmentation in enumerate(stage.augment)}
+    for path, schedule in schedules.items():
+        try:
+            if schedule is not None:
+                schedule.process()
+        except ValueError as error:
+            yield Problem(("stage", stage.name, *path), str(error))
+
+
+def _own_schedule(augmentation: Augmentation) -> Schedule | None:
+    """The schedule an augmentation noises along, where that is an option of its and set."""
+    schedule = getattr(augmentation, "schedule", None)
+    return schedule if isinstance(schedule, Schedule) else None
+
+
+def _check_resolution(stage: Stage, parent: Stage) -> Iterator[Problem]:
+    if stage.resolution <= parent.resolution or stage.resolution % parent.resolution:
+        yield Problem(
+            ("stage", stage.name, "resolution"),
+            f'{stage.resolution} is not 2, 3, 4, ... times {parent.resolution}, the resolution of its parent "{parent.name}"',
+        )
+
+
+def _check_handover(stage: Stage, parent: Stage) -> Iterator[Problem]:
+    """Whether s exists in the schedule it counts in, and a truncated parent's z_s is what the stage was trained on."""
+    path: KeyPath = ("stage", stage.name, "condition")
+    own = [schedule for a in stage.augment if a.noises and (schedule := _own_schedule(a)) is not None]
+    last = min(schedule.process().steps for schedule in own or [parent.schedule])
+    if stage.condition.s > last:
+        yield Problem((*path, "s"), f"s = {stage.condition.s} is beyond {last}, the last timestep of the schedule it counts in")
+    if stage.condition.mode is Mode.TRUNCATED:
+        if any(schedule != parent.schedule for schedule in own):
+            yield Problem((*path, "mode"), f'truncated needs noise along the schedule of "{parent.name}": remove the augmentation\'s own')
+        if parent.sampling_schedule is not None:
+            yield Problem(
+                (*path, "mode"), f'truncated needs "{parent.name}" sampled along its training schedule: remove its sampling_schedule'
+            )
+
+
+def _check_sampler(stage: Stage, recipe: Recipe) -> Iterator[Problem]:
+    """Whether the sampler can run the chain, also to where truncated children want it to stop."""
+    process = stage.sampling_process()
+    truncated = [child.condition for child in recipe.stage.values() if child.after == stage.name and child.condition.mode is Mode.TRUNCATED]
+    for stop_at in sorted({0, *(condition.s for condition in truncated if condition.s <= process.steps)}):
+        try:
+            stage.sampler.chain(process, stop_at)
+        except ValueError as error:
+            yield Problem(("stage", stage.name, "sampler"), str(error))
+            return
+
+
+def check_networks(recipe: Recipe) -> Iterator[Problem]:
+    """Whether every stage's network can be built. Builds it without memory, on the meta device."""
+    for stage in recipe.stage.values():
+        try:
+            with torch.device("meta"):
+                stage.backbone.build(stage.network_spec(recipe.data.classes))
+        except ValueError as error:
+            yield Problem(("stage", stage.name, "backbone"), str(error))

@@ -1,0 +1,104 @@
+"""A recipe, or any part of one, back to plain tables and to text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+import attrs
+
+from cdmkit.component import Component, option_of
+from cdmkit.recipe.env import escaped
+from cdmkit.recipe.model import Recipe
+
+_WIDTH = 100
+"""Tables that fit a line of this many characters are written inline."""
+
+
+def to_table(value: Any) -> Any:
+    """Plain dicts, lists and scalars that read back as `value`: every option that is not None, and each component's `type`."""
+    if attrs.has(type(value)):
+        named = {"type": value.type_name} if isinstance(value, Component) else {}
+        options = {field.name: getattr(value, field.name) for field in attrs.fields(type(value)) if option_of(field)}
+        return named | {name: to_table(item) for name, item in options.items() if item is not None}
+    if isinstance(value, Mapping):
+        return {key: to_table(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [to_table(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as a TOML text that reads back as an equal recipe."""
+    return "\n".join(_table(to_table(recipe), ())).strip() + "\n"
+
+
+def _table(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    """The lines of a table: what fits a line first, then the larger tables under headers of their own."""
+    large = {key: value for key, value in table.items() if isinstance(value, dict) and (not path or len(_assignment(key, value)) > _WIDTH)}
+    small = {key: value for key, value in table.items() if key not in large}
+    if path and (small or not table):
+        yield f"\n[{'.'.join(map(_key, path))}]"
+    for key, value in small.items():
+        yield from _lines(key, value)
+    for key, value in large.items():
+        yield from _table(value, (*path, key))
+
+
+def _lines(key: str, value: Any) -> Iterator[str]:
+    line = _assignment(key, value)
+    if len(line) <= _WIDTH or not isinstance(value, list):
+        yield line
+    else:
+        yield f"{_key(key)} = ["
+        yield from (f"    {_value(item)}," for item in value)
+        yield "]"
+
+
+def _assignment(key: str, value: Any) -> str:
+    return f"{_key(key)} = {_value(value)}"
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else _string(key)
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return _string(escaped(value))
+        case dict():
+            return "{ " + ", ".join(_assignment(key, item) for key, item in value.items()) + " }" if value else "{}"
+        case list():
+            return "[" + ", ".join(map(_value, value)) + "]"
+        case _:
+            return repr(value)
+
+
+def _string(text: str) -> str:
+    """A TOML basic string: JSON's, but for the one control character that JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What changed between two plain tables, a line for each value: `stage.base.train.steps: 100 -> 200`."""
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    changed = [key for key in before | after if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}" for key in changed]
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Every scalar and list of scalars by dotted key, as TOML."""
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{_key(name)}" if key else _key(name))
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{key}[{index}]")
+    else:
+        yield key, _value(value)
