@@ -12,6 +12,7 @@ recipe reader, the JSON Schema and the documentation need to know of a field, an
 
 from __future__ import annotations
 
+import math
 from abc import ABC
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, TypeVar, dataclass_transform
@@ -33,14 +34,14 @@ class Option:
     lt: float | None = None
 
     def check(self, value: object) -> None:
-        """Raise ValueError, saying the range, when a number in `value` lies outside it."""
+        """Raise ValueError, saying the range, when a number in `value` lies outside it or is not finite."""
         for number in _numbers(value):
             if not self._admits(number):
-                raise ValueError(f"{number!r} is out of range: it must be {self.range}")
+                raise ValueError(f"{number!r} is out of range: it must be {self.range or 'a finite number'}")
 
     def _admits(self, number: float) -> bool:
         return (
-            number == number
+            math.isfinite(number)
             and (self.ge is None or number >= self.ge)
             and (self.gt is None or number > self.gt)
             and (self.le is None or number <= self.le)
@@ -104,7 +105,7 @@ class Component(ABC):
 C = TypeVar("C", bound=Component)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
+@dataclass_transform(frozen_default=True, kw_only_default=True)  # a type checker sees every option as optional
 def component(name: str) -> Callable[[type[C]], type[C]]:
     """Make a subclass of a kind the component that recipes call `name`: frozen, keyword-only, compared by value."""
 
@@ -116,7 +117,7 @@ def component(name: str) -> Callable[[type[C]], type[C]]:
     return decorate
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
+@dataclass_transform(frozen_default=True, kw_only_default=True)  # a type checker sees every option as optional
 def table(cls: type[Any]) -> type[Any]:
     """Make a class a plain table of a recipe: options like a component's, but no `type` to choose."""
     made: type[Any] = attrs.frozen(kw_only=True)(cls)

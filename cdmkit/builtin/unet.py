@@ -24,9 +24,13 @@ class UNet(Backbone):
     """
 
     channels: int = option(128, help="channels at full resolution; a multiple of 4", ge=4)
-    multipliers: tuple[int, ...] = option((1, 2, 2, 2), help="channels at each resolution, full to lowest, as multiples of `channels`", ge=1)
+    multipliers: tuple[int, ...] = option(
+        (1, 2, 2, 2), help="channels at each resolution, full to lowest, as multiples of `channels`", ge=1
+    )
     blocks: int = option(2, help="residual blocks per resolution (one more on the way up)", ge=1)
-    attention: tuple[int, ...] = option((16,), help="resolutions, in pixels, with self-attention (the lowest has it between the two ways)", ge=1)
+    attention: tuple[int, ...] = option(
+        (16,), help="resolutions, in pixels, with self-attention (the lowest has it between the two ways)", ge=1
+    )
     heads: int = option(4, help="attention heads", ge=1)
     dropout: float = option(0.0, help="dropout rate in each residual block", ge=0, lt=1)
     scale_shift: bool = option(True, help="the embedding scales and shifts each block's second norm; otherwise it is added before it")
@@ -49,8 +53,8 @@ class UNet(Backbone):
         resolutions = [spec.resolution >> level for level in range(halvings + 1)]
         if strange := [r for r in self.attention if r not in resolutions]:
             raise ValueError(f"attention = {strange} names no resolution of this network, which has {resolutions}")
-        for multiplier in self.multipliers:
-            if self.channels * multiplier % self.heads:
+        for multiplier, resolution in zip(self.multipliers, resolutions, strict=True):
+            if resolution in (*self.attention, resolutions[-1]) and self.channels * multiplier % self.heads:
                 raise ValueError(f"{self.channels} * {multiplier} channels cannot be split among heads = {self.heads}")
 
 
@@ -67,7 +71,7 @@ class UNetModule(nn.Module):
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(options.multipliers):
             if level:
-                self.down.append(Layer(Downsample(channels)))
+                self.down.append(Layer([Downsample(channels)]))
                 skips.append(channels)
                 resolution //= 2
             for _ in range(options.blocks):
@@ -76,8 +80,8 @@ class UNetModule(nn.Module):
                 skips.append(channels)
         self.middle = nn.ModuleList(
             (
-                Layer(Block(options, channels, channels, embedding), Attention(channels, options.heads)),
-                Layer(Block(options, channels, channels, embedding)),
+                Layer([Block(options, channels, channels, embedding), Attention(channels, options.heads)]),
+                Layer([Block(options, channels, channels, embedding)]),
             )
         )
         self.up = nn.ModuleList()
@@ -115,13 +119,13 @@ def _flags(count: int) -> Iterator[bool]:
 
 def _layer(options: UNet, channels: int, out: int, embedding: int, resolution: int) -> Layer:
     """A residual block, with attention where the resolution has it."""
-    layer = Layer(Block(options, channels, out, embedding))
+    layer = Layer([Block(options, channels, out, embedding)])
     if resolution in options.attention:
         layer.append(Attention(out, options.heads))
     return layer
 
 
-class Layer(nn.Sequential):
+class Layer(nn.ModuleList):
     """Modules in a row, the blocks among them also given the embedding."""
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
@@ -146,18 +150,18 @@ class Embedding(nn.Module):
         emb: Tensor = self.noise(sinusoidal(noise_level, self.width))
         if self.label is not None:
             emb = emb + self.label(condition.label)
-        if condition.levels is not None:
-            for mlp, level in zip(self.levels, condition.levels.unbind(1), strict=True):
-                emb = emb + mlp(sinusoidal(level, self.width))
+        levels = () if condition.levels is None else condition.levels.unbind(1)
+        for mlp, level in zip(self.levels, levels, strict=True):
+            emb = emb + mlp(sinusoidal(level, self.width))
         return F.silu(emb)
 
 
 def sinusoidal(value: Tensor, width: int) -> Tensor:
-    """Cosines and sines of value [B] at width/2 frequencies from 1 down to 1/10000: [B, width], float32 (DDPM's code)."""
+    """Cosines and sines of value [B] at width/2 frequencies from 1 down towards 1/10000: [B, width] (Improved DDPM's code)."""
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=value.device, dtype=torch.float32) * (-math.log(10000) / half))
-    angles = value.float().unsqueeze(1) * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=1).to(value.dtype)
+    frequencies = torch.exp(torch.arange(half, device=value.device, dtype=value.dtype) * (-math.log(10000) / half))
+    angles = value.unsqueeze(1) * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=1)
 
 
 def _mlp(width: int, size: int) -> nn.Sequential:
@@ -184,7 +188,7 @@ class Block(nn.Module):
         told = self.told(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = told.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(h), 1 + scale)  # AdaGN, Improved DDPM section 5
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)  # AdaGN, Improved DDPM appendix A
         else:
             h = self.norm2(h + told)
         out: Tensor = self.skip(x) + self.conv2(self.dropout(F.silu(h)))

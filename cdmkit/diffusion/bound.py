@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cdmkit.diffusion.denoiser import Noised, Output
 from cdmkit.diffusion.parameterization import Parameterization
-from cdmkit.diffusion.process import Process
+from cdmkit.diffusion.process import Process, at
 
 _BITS = 1 / math.log(2)
 
@@ -22,12 +22,13 @@ def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2
 
 
 def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """log of the probability that N(mean, var) falls into x's bin of the 256 levels in [-1, 1], DDPM eq. 13, in nats.
+    """Log of the probability that N(mean, var) falls into x's bin of the 256 levels in [-1, 1], DDPM eq. 13, in nats.
 
-    The outermost bins reach to infinity. x: [B, ...] made of 8-bit levels.
+    The outermost bins reach to infinity; probabilities inside are kept above 1e-12. x: [B, ...] made of 8-bit levels.
     """
     scale = torch.exp(-0.5 * log_variance)
-    upper, lower = scale * (x - mean + 1 / 255), scale * (x - mean - 1 / 255)
+    # float32 gradients of log_ndtr turn into NaN far out, and would through `where` even for pixels that do not use it
+    upper, lower = ((scale * (x - mean + half_bin)).clamp(-1000, 1000) for half_bin in (1 / 255, -1 / 255))
     cdf_upper, cdf_lower = torch.special.ndtr(upper), torch.special.ndtr(lower)
     inside = torch.log((cdf_upper - cdf_lower).clamp(min=1e-12))
     lowest = torch.special.log_ndtr(upper)
@@ -42,7 +43,7 @@ def vlb_term(output: Output, noised: Noised, parameterization: Parameterization,
     """
     x_t, t = noised.x_t, noised.t
     true_mean = process.posterior_mean(noised.x0, x_t, t)
-    true_log_variance = process.posterior_log_variance[t].view(-1, *[1] * (x_t.ndim - 1))
+    true_log_variance = at(process.posterior_log_variance, t, x_t)
     predicted_x0 = parameterization.prediction.x0(output.value, x_t, noised.alpha_bar)
     mean = process.posterior_mean(predicted_x0, x_t, t)
     log_variance = parameterization.log_variance(output.ranged, process, t, x_t)

@@ -52,12 +52,10 @@ class Output(NamedTuple):
 
 
 class Denoised(NamedTuple):
-    """What a network's output at x_t means."""
+    """What a network's output at x_t means. Epsilon is whatever x_t and this x0 imply, so the two agree after clipping too."""
 
     x0: Tensor
     """The predicted clean image, clipped if the denoiser clips."""
-    epsilon: Tensor
-    """The noise that goes with x_t and this x0: re-derived after clipping, so the two always agree."""
     log_variance: Tensor
     """log of the reverse step's variance, broadcastable to x_t."""
 
@@ -71,8 +69,8 @@ class Denoiser:
     clip: bool = True
 
     def output(self, x_t: Tensor, timestep: Tensor, alpha_bar: Tensor, condition: Condition) -> Output:
-        """Ask the network. timestep: int64 [B], original; alpha_bar: [B]."""
-        said = self.network(x_t, self.parameterization.noise_input.level(timestep, alpha_bar), condition)
+        """Ask the network; what it says in half precision is taken on in x_t's. timestep: int64 [B], original; alpha_bar: [B]."""
+        said = self.network(x_t, self.parameterization.noise_input.level(timestep, alpha_bar), condition).to(x_t.dtype)
         if not self.parameterization.variance.learned:
             return Output(said, None)
         value, ranged = said.chunk(2, dim=1)
@@ -80,14 +78,12 @@ class Denoiser:
 
     def denoise(self, x_t: Tensor, t: Tensor, process: Process, condition: Condition) -> Denoised:
         """Denoise x_t at indices t (int64 [B], 1..K) of a chain."""
-        output = self.output(x_t, process.timesteps[t], process.alpha_bars[t], condition)
         alpha_bar = at(process.alpha_bars, t, x_t)
-        x0 = self.parameterization.prediction.x0(output.value.to(x_t.dtype), x_t, alpha_bar)
+        output = self.output(x_t, process.timesteps[t], alpha_bar.flatten(), condition)
+        x0 = self.parameterization.prediction.x0(output.value, x_t, alpha_bar)
         if self.clip:
             x0 = x0.clamp(-1, 1)
-        epsilon = (x_t - alpha_bar.sqrt() * x0) / (1 - alpha_bar).sqrt()
-        ranged = None if output.ranged is None else output.ranged.to(x_t.dtype)
-        return Denoised(x0, epsilon, self.parameterization.log_variance(ranged, process, t, x_t))
+        return Denoised(x0, self.parameterization.log_variance(output.ranged, process, t, x_t))
 
     def bound(self, condition: Condition) -> Denoise:
         """`denoise` with the condition filled in: what a sampler calls."""

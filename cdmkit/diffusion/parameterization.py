@@ -90,11 +90,10 @@ class Parameterization:
             case Variance.FIXED_SMALL:
                 return at(process.posterior_log_variance, t, like)
             case Variance.FIXED_LARGE:
-                first = process.posterior_log_variance[1]
-                return torch.where(at(t, torch.arange(len(t), device=t.device), like) == 1, first, at(process.log_betas, t, like))
+                low, high = at(process.posterior_log_variance, t, like), at(process.log_betas, t, like)
+                return torch.where(t.view(low.shape) == 1, low, high)
             case Variance.LEARNED_RANGE:
                 if ranged is None:
                     raise ValueError("learned-range variance needs the network's second half of channels")
                 low, high = at(process.posterior_log_variance, t, like), at(process.log_betas, t, like)
-                share = (ranged + 1) / 2
-                return share * high + (1 - share) * low
+                return low + (ranged + 1) / 2 * (high - low)
