@@ -98,8 +98,8 @@ class Shapes(Source):
         colour = _PALETTE[(chance[5] * self.colours).long().flatten()][:, :, None, None]
         figure = colour + self._stripes(x, y, chance[6:9])
         ground = self._ground(x, y, chance[9:17]) + self._stripes(x, y, chance[17:20])
-        images = Resize.AREA(ground + (figure - ground) * cover, self.resolution)
-        return (images * 255).round().clamp(0, 255).to(torch.uint8), labels
+        images = Resize.AREA((ground + (figure - ground) * cover).clamp(0, 1), self.resolution)
+        return (images * 255).round().to(torch.uint8), labels
 
     def _cover(self, labels: Tensor, x: Tensor, y: Tensor, chance: tuple[Tensor, ...]) -> Tensor:
         """The share of each pixel that the figure covers: [B, 1, S, S] in [0, 1]."""

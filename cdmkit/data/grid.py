@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdmkit.data.pixels import to_uint8
-from cdmkit.data.writing import written
+from cdmkit.files import written
 
 _WIDTH = 800
 _GAP = 2
@@ -35,7 +35,8 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None) -
 
 
 def write_grid(path: Path, images: Tensor, columns: int | None = None, scale: int | None = None) -> None:
-    """Write `grid(...)` as a PNG, complete or not at all."""
+    """Write `grid(...)` as a PNG, complete or not at all. Makes the folder."""
     picture = grid(images, columns, scale)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as file:
         picture.save(file, format="PNG")

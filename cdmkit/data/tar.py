@@ -74,7 +74,7 @@ def index_tar(path: Path) -> TarIndex:
         raise DataError(f"{path}: no image in this archive: a sample is <key>.png (or {', '.join(sorted(IMAGE_EXTENSIONS))}) and <key>.cls")
     lonely = next((key for key in labels if key not in images), None)
     if lonely is not None:
-        raise DataError(f"{path}: key {lonely!r} has a label but no image: add {lonely}.png or remove {lonely}.cls")
+        raise DataError(f"{path}: key {lonely!r} has a label but no image: add its image or remove its .cls")
     return TarIndex(
         path=path,
         keys=list(images),

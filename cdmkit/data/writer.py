@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from cdmkit.data.writing import written
+from cdmkit.files import written
 
 
 class Sample(NamedTuple):
@@ -31,6 +31,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, prefix: str = "train",
     Each shard is complete or not there, and equal samples make equal bytes. Returns the shards' paths. Raises OSError where a shard cannot
     be written.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     numbered = enumerate(samples)
     for first in numbered:

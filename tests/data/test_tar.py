@@ -1,0 +1,217 @@
+"""What an index of a tar finds, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from cdmkit.data.tar import TarIndex, index_tar
+from cdmkit.errors import DataError
+
+SHARED = Path(os.environ.get("CDMKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "bad-inputs" / "tars"
+GOOD = {"a.png": b"picture a", "a.cls": b"3", "b.jpg": b"picture b" * 100, "b.cls": b"12"}
+
+
+def write(path: Path, members: Mapping[str, bytes], format: int = tarfile.USTAR_FORMAT) -> Path:
+    """A tar of these members."""
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def stored(index: TarIndex) -> dict[str, tuple[bytes, int]]:
+    """Image bytes and label by key, read where the index says."""
+    data = index.path.read_bytes()
+    rows = zip(index.keys, index.offsets.tolist(), index.sizes.tolist(), index.labels.tolist(), strict=True)
+    return {key: (data[offset : offset + size], label) for key, offset, size, label in rows}
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_finds_samples(tmp_path: Path, format: int) -> None:
+    """Each image's bytes and label are found in every tar format."""
+    index = index_tar(write(tmp_path / "x.tar", GOOD, format))
+    assert stored(index) == {"a": (b"picture a", 3), "b": (b"picture b" * 100, 12)}
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names(tmp_path: Path, format: int) -> None:
+    """Names beyond 100 bytes and outside ASCII are whole."""
+    key = "é" * 60 + "/" + "x" * 200
+    index = index_tar(write(tmp_path / "x.tar", {f"{key}.png": b"1", f"{key}.cls": b"0", "short.png": b"2", "short.cls": b"1"}, format))
+    assert index.keys == [key, "short"]
+
+
+def test_ustar_prefix(tmp_path: Path) -> None:
+    """A long folder stands in the prefix field of a ustar header."""
+    key = "d" * 90 + "/" + "f" * 60
+    assert index_tar(write(tmp_path / "x.tar", {f"{key}.png": b"1"})).keys == [key]
+
+
+def test_agrees_with_tarfile(tmp_path: Path) -> None:
+    """Offsets and sizes are those that the standard library tells, for sizes around the block size."""
+    path = write(tmp_path / "x.tar", {f"{n:04d}.png": b"x" * n for n in (0, 1, 511, 512, 513, 1023, 1024, 5000)})
+    index = index_tar(path)
+    with tarfile.open(path) as tar:
+        expected = [(m.name[:-4], m.offset_data, m.size) for m in tar]
+    assert expected == list(zip(index.keys, index.offsets.tolist(), index.sizes.tolist(), strict=True))
+
+
+def test_key_ends_at_the_last_dot(tmp_path: Path) -> None:
+    """Dots and folders are part of the key, so pictures that share a beginning stay apart."""
+    members = {"n01.v0.jpg": b"0", "n01.v0.cls": b"0", "n01.v1.jpg": b"1", "n01.v1.cls": b"1", "d.x/n01.jpg": b"2", "d.x/n01.cls": b"2"}
+    assert index_tar(write(tmp_path / "x.tar", members)).keys == ["n01.v0", "n01.v1", "d.x/n01"]
+
+
+def test_members_need_not_be_neighbours(tmp_path: Path) -> None:
+    """A label far from its image is still its label."""
+    members = {"a.png": b"A", "b.png": b"B", "b.cls": b"1", "a.cls": b"0"}
+    assert stored(index_tar(write(tmp_path / "x.tar", members))) == {"a": (b"A", 0), "b": (b"B", 1)}
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.png", "/x.png", "a/../../x.png", "..\\x.png", "._a.png", "d/.x.png", "__meta__.png", "README", "a.pkl", ".png"]
+)
+def test_passes_over(tmp_path: Path, name: str) -> None:
+    """Unsafe names, hidden files, metadata and unknown extensions are no samples."""
+    assert index_tar(write(tmp_path / "x.tar", {name: b"?", **GOOD})).keys == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
+def test_only_regular_files(tmp_path: Path, kind: bytes) -> None:
+    """Links, devices, pipes and folders with an image's name are no samples."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("l.png")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+        info = tarfile.TarInfo("a.png")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"A"))
+    assert stored(index_tar(path)) == {"a": (b"A", -1)}
+
+
+@pytest.mark.parametrize(("text", "label"), [(b"3", 3), (b"3\n", 3), (b" 3 ", 3), (b"007", 7), (b"1000", 1000)])
+def test_labels(tmp_path: Path, text: bytes, label: int) -> None:
+    """A label is ASCII digits, with blanks around."""
+    assert index_tar(write(tmp_path / "x.tar", {"a.png": b"A", "a.cls": text})).labels.tolist() == [label]
+
+
+@pytest.mark.parametrize("text", [b"", b"abc", b"-1", b"3.0", b"0x3", b"1_0", b"\xef\xbb\xbf3", "٣".encode(), b"9" * 400, b"1 2"])
+def test_bad_labels(tmp_path: Path, text: bytes) -> None:
+    """Anything else is an error that names shard and key."""
+    path = write(tmp_path / "x.tar", {"a.png": b"A", "a.cls": text})
+    with pytest.raises(DataError, match=r"x\.tar: key 'a' has the label"):
+        index_tar(path)
+
+
+def test_label_without_image(tmp_path: Path) -> None:
+    """A lone label is an error."""
+    with pytest.raises(DataError, match="key 'b' has a label but no image"):
+        index_tar(write(tmp_path / "x.tar", {"a.png": b"A", "b.cls": b"1"}))
+
+
+def test_image_without_label(tmp_path: Path) -> None:
+    """A lone image is a sample without label."""
+    assert index_tar(write(tmp_path / "x.tar", {"a.png": b"A", "b.png": b"B", "b.cls": b"1"})).labels.tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("second", ["a.png", "a.jpg", "a.cls"])
+def test_duplicates(tmp_path: Path, second: str) -> None:
+    """Two images or labels of one key are an error."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.png", "a.cls", second):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"1"))
+    with pytest.raises(DataError, match="key 'a' has two"):
+        index_tar(path)
+
+
+def test_without_end_blocks(tmp_path: Path) -> None:
+    """An archive whose writer did not close it is whole if its members are."""
+    path = write(tmp_path / "x.tar", GOOD)
+    path.write_bytes(path.read_bytes().rstrip(b"\0"))
+    assert index_tar(path).keys == ["a", "b"]
+
+
+@pytest.mark.parametrize("cut", [1700, 1536 + 100])
+def test_truncated(tmp_path: Path, cut: int) -> None:
+    """A file that ends within a member or a header is an error that names the byte."""
+    path = write(tmp_path / "x.tar", {"a.png": b"x" * 300, "b.png": b"y" * 1000, "c.png": b"z" * 1000})
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError, match=r"x\.tar: truncated: .* byte 1024"):
+        index_tar(path)
+
+
+def test_truncated_header(tmp_path: Path) -> None:
+    """So is one that ends within a header."""
+    path = write(tmp_path / "x.tar", {"a.png": b"x" * 300, "b.png": b"y"})
+    path.write_bytes(path.read_bytes()[: 1024 + 200])
+    with pytest.raises(DataError, match="ends within the header at byte 1024"):
+        index_tar(path)
+
+
+@pytest.mark.parametrize("byte", [0, 3, 100, 130, 150, 511])
+def test_damaged_header(tmp_path: Path, byte: int) -> None:
+    """One flipped bit anywhere in a header is found, where `tarfile` would end the shard without a word."""
+    path = write(tmp_path / "x.tar", {"a.png": b"x" * 300, "b.png": b"y", "c.png": b"z"})
+    data = bytearray(path.read_bytes())
+    data[1024 + byte] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="damaged: the block at byte 1024"):
+        index_tar(path)
+
+
+def test_joined_archives(tmp_path: Path) -> None:
+    """Archives joined with `cat`, whose second part would be lost, are refused."""
+    path = write(tmp_path / "x.tar", GOOD)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(DataError, match="more data behind the end mark"):
+        index_tar(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"\0" * 10240, "no image in this archive"),
+        (b"<html>403 Forbidden</html>" * 100, "not a tar file: it begins with b'<html>403"),
+        (bytes(range(256)) * 40, "not a tar file"),
+        (b"\x1f\x8b\x08" + b"x" * 2000, "compressed with gzip"),
+    ],
+)
+def test_not_a_shard(tmp_path: Path, content: bytes, message: str) -> None:
+    """What is no tar is named for what it is."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        index_tar(path)
+
+
+EXPECTED = {
+    "good": 10, "no_eof_blocks": 10, "corrupt_image_mid": 5, "dotted_keys": 3, "meta_members": 2, "path_traversal": 1, "pax_headers": 1,
+    "missing_cls": 5, "truncated_member": "truncated", "zero_bytes": "empty", "empty_archive": "no image", "garbage": "not a tar",
+    "html_error": "not a tar", "gzipped": "gzip", "bad_checksum_mid": "damaged", "missing_image": "no image", "bad_cls": "label",
+    "links_and_devices": "no image",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no bad inputs at {SHARED}; set CDMKIT_TEST_DATA")
+def test_bad_inputs(name: str) -> None:
+    """Each odd or broken archive of the collection gives its samples or an error that names it."""
+    path, expected = SHARED / f"{name}.tar", EXPECTED[name]
+    if isinstance(expected, int):
+        assert len(index_tar(path).keys) == expected
+    else:
+        with pytest.raises(DataError, match=f"{name}.tar.*{expected}"):
+            index_tar(path)
