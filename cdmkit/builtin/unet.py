@@ -48,7 +48,8 @@ class UNet(Backbone):
         halvings = len(self.multipliers) - 1
         if spec.resolution % 2**halvings:
             raise ValueError(
-                f"{len(self.multipliers)} multipliers halve the resolution {halvings} times, but {spec.resolution} is not a multiple of {2**halvings}"
+                f"{len(self.multipliers)} multipliers halve the resolution {halvings} times, "
+                f"but {spec.resolution} is not a multiple of {2**halvings}"
             )
         resolutions = [spec.resolution >> level for level in range(halvings + 1)]
         if strange := [r for r in self.attention if r not in resolutions]:
