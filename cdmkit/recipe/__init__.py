@@ -1,6 +1,6 @@
 """Recipes: TOML text to a frozen tree in one pass, with every fault at its line, and back to text."""
 
-from cdmkit.recipe.faults import Fault, Faults, RecipeFaults, SetupFaults
+from cdmkit.recipe.faults import Fault, Faults, RecipeFaults, SetupFaults, dotted
 from cdmkit.recipe.model import Data, Recipe, Requires, Sample
 from cdmkit.recipe.reading import read
 from cdmkit.recipe.structure import structure_stage
@@ -16,6 +16,7 @@ __all__ = [
     "Sample",
     "SetupFaults",
     "diff",
+    "dotted",
     "read",
     "structure_stage",
     "to_table",

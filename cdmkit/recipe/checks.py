@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cdmkit import __version__
 from cdmkit.cascade import Mode, Stage
 from cdmkit.kinds import Augmentation, Schedule
 from cdmkit.nearest import did_you_mean
 from cdmkit.recipe.faults import KeyPath, Problem
-from cdmkit.recipe.model import Recipe, Requires
-
-_SLUG = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+from cdmkit.recipe.model import SLUG, Recipe, Requires
 
 
 def check_requires(requires: Requires) -> Iterator[Problem]:
@@ -57,14 +57,14 @@ def check_names(tables: Mapping[str, Any]) -> Iterator[Problem]:
     Looks at plain tables, so that it finds these whatever else is wrong.
     """
     name, stages = tables.get("name"), tables.get("stage")
-    if isinstance(name, str) and not _SLUG.fullmatch(name):
+    if isinstance(name, str) and not re.fullmatch(SLUG, name):
         yield Problem(("name",), _no_slug(name))
     if not isinstance(stages, dict):
         return
     if not stages:
         yield Problem(("stage",), "there is no stage: add a table such as [stage.base]")
     for stage in stages:
-        if not _SLUG.fullmatch(stage):
+        if not re.fullmatch(SLUG, stage):
             yield Problem(("stage", stage), _no_slug(stage))
     parents = {stage: table["after"] for stage, table in stages.items() if isinstance(table, dict) and isinstance(table.get("after"), str)}
     for stage, parent in parents.items():
@@ -156,7 +156,17 @@ def check_networks(recipe: Recipe) -> Iterator[Problem]:
     """Whether every stage's network can be built. Builds it without memory, on the meta device."""
     for stage in recipe.stage.values():
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Unfilled():
                 stage.backbone.build(stage.network_spec(recipe.data.classes))
         except ValueError as error:
             yield Problem(("stage", stage.name, "backbone"), str(error))
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leave out filling weights normally: meta tensors hold nothing to fill, and torch would import for over a second to do it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        named = kwargs or {}
+        if func in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)

@@ -12,6 +12,9 @@ from cdmkit.kinds import Source
 SCHEMA = 1
 """The version of the recipe format that this cdmkit reads."""
 
+SLUG = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+"""A name that is safe as a folder's, as a regular expression."""
+
 
 @table
 class Requires:

@@ -66,7 +66,8 @@ def _recipe(root: Node, found: list[Fault], catalog: Catalog) -> Recipe:
     problems = [*(made if isinstance(made, list) else ()), *check_names(tables)]
     if isinstance(made, Recipe) and not problems:
         problems = [*check_cascade(made), *check_networks(made)]
-    faults = [*found, *map(root.fault, problems)]
+    unread = {fault.origin for fault in found}
+    faults = [*found, *(fault for fault in map(root.fault, problems) if fault.origin not in unread)]
     if faults or not isinstance(made, Recipe):
         raise failure(faults)
     return made

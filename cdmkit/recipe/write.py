@@ -54,19 +54,20 @@ def _lines(key: str, value: Any) -> Iterator[str]:
         yield line
     else:
         yield f"{_key(key)} = ["
-        yield from (f"    {_value(item)}," for item in value)
+        yield from (f"    {as_toml(item)}," for item in value)
         yield "]"
 
 
 def _assignment(key: str, value: Any) -> str:
-    return f"{_key(key)} = {_value(value)}"
+    return f"{_key(key)} = {as_toml(value)}"
 
 
 def _key(key: str) -> str:
     return key if re.fullmatch("[A-Za-z0-9_-]+", key) else _string(key)
 
 
-def _value(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """A plain value as TOML, in one line."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -75,7 +76,7 @@ def _value(value: Any) -> str:
         case dict():
             return "{ " + ", ".join(_assignment(key, item) for key, item in value.items()) + " }" if value else "{}"
         case list():
-            return "[" + ", ".join(map(_value, value)) + "]"
+            return "[" + ", ".join(map(as_toml, value)) + "]"
         case _:
             return repr(value)
 
@@ -101,4 +102,4 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
         for index, item in enumerate(value):
             yield from _leaves(item, f"{key}[{index}]")
     else:
-        yield key, _value(value)
+        yield key, as_toml(value)
