@@ -1,0 +1,256 @@
+"""Samplers with exact denoisers: data whose posterior is known in closed form, so that samples' moments and convergence are, too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdmkit.builtin.samplers import Ancestral, Ddim
+from cdmkit.builtin.schedules import Cosine, Linear
+from cdmkit.diffusion import Condition, Denoiser, NoiseInput, Parameterization, Prediction, Process, Variance
+from cdmkit.diffusion.denoiser import Denoise
+from cdmkit.draws import Stream
+from cdmkit.kinds import Sampler
+
+MEAN, DEVIATION = 0.3, 0.5
+"""The data: every pixel from N(MEAN, DEVIATION^2), on its own."""
+PROCESS = Cosine(timesteps=200).process()
+SHAPE = (3, 8, 8)
+
+
+class ExactNetwork:
+    """The best possible network for the data: E[x_0 | x_t], as the prediction asked for. Counts its calls."""
+
+    def __init__(self, process: Process, prediction: Prediction) -> None:
+        self.process = process
+        self.prediction = prediction
+        self.levels: list[float] = []
+
+    def __call__(self, x_t: Tensor, level: Tensor, _condition: Condition) -> Tensor:
+        self.levels.append(float(level[0]))
+        ab = self.process.alpha_bars.to(x_t)[level.long()].view(-1, 1, 1, 1)
+        variance = DEVIATION**2
+        x0 = MEAN + ab.sqrt() * variance / (ab * variance + 1 - ab) * (x_t - ab.sqrt() * MEAN)
+        return self.prediction.target(x0, (x_t - ab.sqrt() * x0) / (1 - ab).sqrt(), ab)
+
+
+def exact(process: Process = PROCESS, prediction: Prediction = Prediction.EPSILON, variance: Variance = Variance.FIXED_SMALL) -> Denoise:
+    """The exact denoiser, unclipped: the data is not bounded."""
+    return Denoiser(ExactNetwork(process, prediction), Parameterization(prediction, variance), clip=False).bound(Condition())
+
+
+def sample(sampler: Sampler, count: int, stop_at: int = 0, process: Process = PROCESS, denoise: Denoise | None = None) -> Tensor:
+    """`count` samples in float64, their noise from a stream."""
+    stream, index = Stream.of(0, "samples"), torch.arange(count)
+
+    def draw(k: int) -> Tensor:
+        return stream.normal(index, SHAPE, step=k, dtype=torch.float64)
+
+    return sampler(denoise or exact(process), draw(0), process, draw, stop_at)
+
+
+def assert_moments(x: Tensor, mean: float, deviation: float, rel: float = 0.02) -> None:
+    assert float(x.mean()) == pytest.approx(mean, abs=5 * deviation / math.sqrt(x.numel()) + 0.003)
+    assert float(x.std()) == pytest.approx(deviation, rel=rel)
+
+
+@pytest.mark.parametrize("prediction", Prediction)
+def test_ancestral_sampling_over_the_full_chain_gives_the_data(prediction: Prediction) -> None:
+    """Mean and deviation of the data, whatever the network predicts."""
+    x = sample(Ancestral(steps=200), 150, denoise=exact(prediction=prediction))
+    assert x.dtype == torch.float64
+    assert_moments(x, MEAN, DEVIATION)
+
+
+@pytest.mark.parametrize("variance", [Variance.FIXED_SMALL, Variance.FIXED_LARGE])
+def test_ancestral_moments_follow_the_recursion_of_its_steps(variance: Variance) -> None:
+    """Few steps distort the deviation: by exactly what the linear-Gaussian recursion of mean and variance says."""
+    chain = PROCESS.respace(6)
+    ab = chain.alpha_bars.tolist()
+    mean, spread = 0.0, 1.0
+    for k in range(6, 0, -1):
+        beta = 1 - ab[k] / ab[k - 1]
+        gain = math.sqrt(ab[k]) * DEVIATION**2 / (ab[k] * DEVIATION**2 + 1 - ab[k])
+        from_x0 = math.sqrt(ab[k - 1]) * beta / (1 - ab[k])
+        from_xt = math.sqrt(ab[k] / ab[k - 1]) * (1 - ab[k - 1]) / (1 - ab[k])
+        tilde = beta * (1 - ab[k - 1]) / (1 - ab[k])
+        added = 0.0 if k == 1 else tilde if variance is Variance.FIXED_SMALL else beta
+        mean = from_x0 * (MEAN + gain * (mean - math.sqrt(ab[k]) * MEAN)) + from_xt * mean
+        spread = (from_x0 * gain + from_xt) ** 2 * spread + added
+    x = sample(Ancestral(steps=6), 300, denoise=exact(variance=variance))
+    assert_moments(x, mean, math.sqrt(spread), rel=0.015)
+
+
+def test_a_learned_variance_is_used_for_each_pixel() -> None:
+    """One step from x_2 to x_1 with the share of the range set pixel by pixel."""
+    chain = PROCESS.respace(2)
+    ranged = torch.linspace(-1, 1, 3 * 8 * 8, dtype=torch.float64).view(1, *SHAPE)
+    x0 = torch.zeros(1, *SHAPE, dtype=torch.float64)
+    parameterization = Parameterization(Prediction.X0, Variance.LEARNED_RANGE)
+    denoise = Denoiser(lambda *_: torch.cat((x0, ranged), dim=1), parameterization).bound(Condition())
+    stop = int(chain.timesteps[1])
+    x = Ancestral(steps=2)(denoise, torch.zeros_like(x0), PROCESS, lambda _k: torch.ones_like(x0), stop)
+    beta, tilde = float(chain.betas[2]), float(chain.posterior_variance[2])
+    share = (ranged + 1) / 2
+    torch.testing.assert_close(x, (beta**share * tilde ** (1 - share)).sqrt())
+
+
+def test_deterministic_ddim_converges_to_the_data_at_first_order() -> None:
+    """The map from noise to sample is x_0 = MEAN + DEVIATION x_T; ten times the steps leave about a tenth of the error."""
+    process = Cosine(timesteps=4000).process()
+    noise = torch.linspace(-2, 2, 3 * 8 * 8, dtype=torch.float64).view(1, *SHAPE)
+
+    def error(steps: int) -> float:
+        x = Ddim(steps=steps)(exact(process), noise, process, lambda _k: noise)
+        return float((x - (MEAN + DEVIATION * noise)).abs().max())
+
+    coarse, middle, fine = error(10), error(100), error(1000)
+    assert coarse > 5 * middle
+    assert 7 < middle / fine < 13
+    assert fine < 2e-3
+
+
+@pytest.mark.parametrize("steps", [1, 3, 200])
+def test_ddim_with_eta_one_is_ancestral_sampling_with_the_small_variance(steps: int) -> None:
+    """The same noise gives the same samples (arXiv:2010.02502, sec. 4.1)."""
+    torch.testing.assert_close(sample(Ddim(steps=steps, eta=1.0), 4), sample(Ancestral(steps=steps), 4), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_gives_the_data_at_every_eta(eta: float) -> None:
+    """All of the family share their marginals."""
+    assert_moments(sample(Ddim(steps=200, eta=eta), 150), MEAN, DEVIATION)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_a_ddim_step_is_equation_12(eta: float) -> None:
+    """Each of four steps against the equation as it is written, epsilon re-derived from a clipped x_0."""
+    chain = PROCESS.respace(4)
+    ab = chain.alpha_bars
+    generator = torch.Generator().manual_seed(0)
+    noises = torch.randn(5, 2, *SHAPE, dtype=torch.float64, generator=generator)
+    said = torch.randn(2, *SHAPE, dtype=torch.float64, generator=generator)
+    x = noises[0]
+    for k in range(4, 0, -1):
+        x0 = ((x - (1 - ab[k]).sqrt() * said) / ab[k].sqrt()).clamp(-1, 1)
+        epsilon = (x - ab[k].sqrt() * x0) / (1 - ab[k]).sqrt()
+        sigma = eta * ((1 - ab[k - 1]) / (1 - ab[k])).sqrt() * (1 - ab[k] / ab[k - 1]).sqrt()
+        x = ab[k - 1].sqrt() * x0 + (1 - ab[k - 1] - sigma**2).sqrt() * epsilon + sigma * noises[k]
+    denoise = Denoiser(lambda *_: said, Parameterization()).bound(Condition())
+    torch.testing.assert_close(Ddim(steps=4, eta=eta)(denoise, noises[0], PROCESS, lambda k: noises[k]), x, rtol=1e-9, atol=1e-9)
+
+
+def test_an_ancestral_step_is_algorithm_2_of_ddpm() -> None:
+    """The full chain without clipping: x_{t-1} = (x_t - beta_t / sqrt(1 - alpha_bar_t) epsilon) / sqrt(alpha_t) + sigma_t z."""
+    process = Linear(timesteps=30).process()
+    generator = torch.Generator().manual_seed(0)
+    noises = torch.randn(31, 2, *SHAPE, dtype=torch.float64, generator=generator)
+    said = torch.randn(2, *SHAPE, dtype=torch.float64, generator=generator)
+    x = noises[0]
+    for t in range(30, 0, -1):
+        beta, ab = process.betas[t], process.alpha_bars[t]
+        x = (x - beta / (1 - ab).sqrt() * said) / (1 - beta).sqrt()
+        if t > 1:
+            x = x + beta.sqrt() * noises[t]
+    denoise = Denoiser(lambda *_: said, Parameterization(variance=Variance.FIXED_LARGE), clip=False).bound(Condition())
+    torch.testing.assert_close(Ancestral(steps=30)(denoise, noises[0], process, lambda k: noises[k]), x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(steps=200), Ddim(steps=200), Ddim(steps=200, eta=1.0)])
+@pytest.mark.parametrize("s", [50, 137])
+def test_a_chain_that_stops_at_s_gives_noisy_data(sampler: Sampler, s: int) -> None:
+    """z_s has the moments of q(z_s): mean sqrt(alpha_bar) m, variance alpha_bar d^2 + 1 - alpha_bar."""
+    ab = float(PROCESS.alpha_bars[s])
+    assert_moments(sample(sampler, 120, stop_at=s), math.sqrt(ab) * MEAN, math.sqrt(ab * DEVIATION**2 + 1 - ab))
+
+
+@pytest.mark.parametrize("make", [lambda steps: Ancestral(steps=steps), lambda steps: Ddim(steps=steps)], ids=["ancestral", "ddim"])
+@pytest.mark.parametrize(
+    ("steps", "stop_at", "expected"), [(1, 0, 1), (1, 60, 1), (7, 0, 7), (7, 60, 5), (200, 0, 200), (200, 60, 140), (5, 200, 0)]
+)
+def test_the_network_is_called_as_often_as_announced(make: Callable[[int], Sampler], steps: int, stop_at: int, expected: int) -> None:
+    """`calls` counts the points of the chain above stop_at, and the sampler keeps to it, from T downwards."""
+    sampler, network = make(steps), ExactNetwork(PROCESS, Prediction.EPSILON)
+    sample(sampler, 1, stop_at, denoise=Denoiser(network, Parameterization(), clip=False).bound(Condition()))
+    assert sampler.calls(PROCESS, stop_at) == expected
+    points = sampler.chain(PROCESS, stop_at).timesteps.tolist()
+    assert network.levels == [float(t) for t in reversed(points) if t > stop_at]
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(steps=1), Ddim(steps=1), Ddim(steps=1, eta=1.0)])
+def test_one_step_gives_the_predicted_image(sampler: Sampler) -> None:
+    """From x_T straight to x_0, with no noise added."""
+    noise = torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = exact()(noise, torch.tensor([200, 200]), PROCESS).x0
+    torch.testing.assert_close(sampler(exact(), noise, PROCESS, lambda _k: noise), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(steps=5), Ddim(steps=5, eta=0.5)])
+def test_noise_is_drawn_once_for_each_step_but_the_last(sampler: Sampler) -> None:
+    """draw(k) is asked for when index k is left, from K down to 2."""
+    asked: list[int] = []
+
+    def draw(k: int) -> Tensor:
+        asked.append(k)
+        return torch.zeros(1, *SHAPE)
+
+    sampler(exact(), torch.zeros(1, *SHAPE), PROCESS, draw)
+    assert asked == [5, 4, 3, 2]
+    asked.clear()
+    sampler(exact(), torch.zeros(1, *SHAPE), PROCESS, draw, 100)
+    assert asked == [k for k, t in enumerate(sampler.chain(PROCESS, 100).timesteps.tolist()) if t > 100][::-1]
+
+
+def test_deterministic_ddim_draws_nothing() -> None:
+    """With eta = 0 it asks for no noise at all."""
+
+    def refuse(_k: int) -> Tensor:
+        raise AssertionError
+
+    x = Ddim(steps=5)(exact(), torch.zeros(1, *SHAPE), PROCESS, refuse)
+    assert bool(x.isfinite().all())
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(steps=20), Ddim(steps=20), Ddim(steps=20, eta=1.0)])
+def test_the_noise_given_is_not_written_to(sampler: Sampler) -> None:
+    """x_T can be used again."""
+    noise = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    before = noise.clone()
+    sampler(exact(), noise, PROCESS, lambda _k: noise)
+    assert torch.equal(noise, before)
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(steps=50), Ddim(steps=50), Ddim(steps=50, eta=1.0)])
+def test_float32_samples_are_close_to_float64_ones(sampler: Sampler) -> None:
+    """The same draws in single precision, tables rounded late."""
+    noise = torch.randn(51, 2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def run(noise: Tensor) -> Tensor:
+        return sampler(exact(), noise[0], PROCESS, lambda k: noise[k])
+
+    single, double = run(noise.float()), run(noise)
+    assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=2e-4)
+
+
+def test_sampling_may_follow_another_schedule_than_training() -> None:
+    """A network told alpha_bar samples the data along a schedule it was not made for."""
+
+    def network(x_t: Tensor, level: Tensor, _condition: Condition) -> Tensor:
+        ab = (level / 1000).square().view(-1, 1, 1, 1)
+        x0 = MEAN + ab.sqrt() * DEVIATION**2 / (ab * DEVIATION**2 + 1 - ab) * (x_t - ab.sqrt() * MEAN)
+        return (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
+
+    denoise = Denoiser(network, Parameterization(noise_input=NoiseInput.ALPHA_BAR), clip=False).bound(Condition())
+    process = Linear(timesteps=1000).process()
+    assert_moments(sample(Ddim(steps=200), 150, process=process, denoise=denoise), MEAN, DEVIATION)
+
+
+def test_more_steps_than_timesteps_are_refused() -> None:
+    """By the chain, before anything is sampled."""
+    with pytest.raises(ValueError, match="cannot respace 200 timesteps to 201"):
+        Ancestral(steps=201).chain(PROCESS)
