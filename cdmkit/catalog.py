@@ -62,6 +62,8 @@ class Catalog:
             return SetupError(f'no working plugin offers {kind} "{name}"{hint or ";"} it may be of a broken one: {"; ".join(self.broken)}')
         if hint:
             return RecipeError(f'unknown {kind} "{name}"{hint}')
+        if others := [other for other, names in self.offers.items() if name in names]:
+            return RecipeError(f'"{name}" names a {" and a ".join(others)}, not a {kind}')
         choice = ", ".join(known) or "none"
         return SetupError(f'no installed plugin offers {kind} "{name}": install the one that does, or choose one of: {choice}')
 

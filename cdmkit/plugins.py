@@ -105,9 +105,11 @@ def _candidates(builtin: Iterable[str], extra: Iterable[object]) -> Iterator[tup
     """Every plugin there is, and how to get at it."""
     for module in builtin:
         yield Identity(module, "cdmkit", __version__, builtin=True), partial(import_module, module)
+    installed = []
     for entry in entry_points(group=GROUP):
         distribution = (entry.dist.name, entry.dist.version) if entry.dist else ()
-        yield Identity(entry.name, *distribution), entry.load
+        installed.append((Identity(entry.name, *distribution), entry.load))
+    yield from sorted(installed, key=lambda candidate: (candidate[0].distribution, candidate[0].name))
     for plugin in extra:
         yield Identity(getattr(plugin, "__name__", type(plugin).__name__)), partial(_itself, plugin)
 

@@ -43,7 +43,7 @@ def _with_defaults(root: Node) -> tuple[Node, list[Fault]]:
     faults: list[Fault] = []
     defaults, stages = root.step("defaults"), root.step("stage")
     under = defaults.step("stage") if defaults else None
-    if defaults and (not defaults.is_table or set(defaults.value) > {"stage"} or (under and not under.is_table)):
+    if defaults and (not defaults.is_table or set(defaults.value) - {"stage"} or (under and not under.is_table)):
         faults.append(Fault(defaults.origin, ("defaults",), "must hold one table, [defaults.stage], and nothing else"))
     if stages is not None and stages.is_table:
         named = {}

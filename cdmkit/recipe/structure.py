@@ -206,8 +206,10 @@ def _unknown(key: str, cls: type[Any]) -> str:
 
 def _shown(value: Any) -> str:
     match value:
-        case bool() | int() | float():
+        case bool():
             return json.dumps(value)
+        case int() | float():
+            return repr(value)
         case str():
             return f"the string {json.dumps(value, ensure_ascii=False)}"
         case dict():
