@@ -1,0 +1,43 @@
+"""Whether a trained stage still is what the recipe asks for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cdmkit.files import write_json
+
+_SAMPLING = {"sampler", "sampling_schedule", "condition", "clip"}
+_COMPUTING = {"backend"}
+_PACE = {"steps", "accumulate", "log_every", "sample_every", "checkpoint_every", "keep"}
+"""Options of `train` that leave the weights after a given number of steps as they are, but for rounding."""
+
+
+def fingerprint(name: str, stage: Mapping[str, Any], parent: Mapping[str, Any] | None, data: Mapping[str, Any], seed: int) -> str:
+    """A hex digest of all that determines the weights of a stage after a given number of steps.
+
+    name: the stage's, which names its random draws. stage, parent: resolved tables, as a recipe writes them. data: what the images are
+    (fingerprint of the source, downsampling). Of the parent only the resolution and the schedule matter: stages train independently.
+    """
+    table = {key: value for key, value in stage.items() if key not in _SAMPLING | _COMPUTING | {"after", "train"}}
+    table["train"] = {key: value for key, value in stage["train"].items() if key not in _PACE}
+    low_res = None if parent is None else {key: parent[key] for key in ("resolution", "schedule")}
+    text = json.dumps([name, table, low_res, data, seed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def mark_done(folder: Path, digest: str, steps: int) -> None:
+    """Note in a stage's folder that it is trained to `steps`."""
+    write_json(folder / "done", {"fingerprint": digest, "steps": steps})
+
+
+def is_done(folder: Path, digest: str, steps: int) -> bool:
+    """Whether the stage in `folder` is trained as `digest` says for at least `steps`."""
+    try:
+        done = json.loads((folder / "done").read_text(encoding="utf-8"))
+        return bool(done["fingerprint"] == digest and done["steps"] >= steps)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

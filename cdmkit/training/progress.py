@@ -1,0 +1,55 @@
+"""How training goes, measured without making the device wait between two reports."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from cdmkit.cascade import Stage
+from cdmkit.events import Emit, Progress, Warned
+from cdmkit.training.learner import Learner, Update
+
+
+class Meter:
+    """Sums losses and gradient norms on the device and reads them once per report. Durations are of a clock that never jumps."""
+
+    def __init__(self, stage: Stage, learner: Learner, emit: Emit) -> None:
+        self.stage = stage
+        self.learner = learner
+        self.emit = emit
+        self._one = torch.ones_like(learner.bad_steps)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._sums = torch.zeros(3, device=self._one.device)
+        self._since = self.learner.step
+        self._clock = time.monotonic()
+
+    def add(self, update: Update) -> None:
+        """Count a step; a bad one has no part in the means."""
+        self._sums += torch.where(update.bad, 0.0, torch.stack((update.loss, update.grad_norm, self._one)))
+
+    def report(self, lr: float) -> None:
+        """Emit Progress, and Warned where steps were skipped; then start anew. `lr`: of the last step."""
+        loss, norm, good = self._sums.tolist()  # waits for the device, so that the clock is read when the work is done
+        train, step = self.stage.train, self.learner.step
+        counted = step - self._since
+        rate = counted * train.batch / max(time.monotonic() - self._clock, 1e-9)
+        if skipped := counted - int(good):
+            steps = f"{skipped} of {counted} steps up to step {step}"
+            self.emit(Warned(message=f"stage {self.stage.name!r}: {steps} were skipped: loss or gradient not finite"))
+        self.emit(
+            Progress(
+                stage=self.stage.name,
+                step=step,
+                steps=train.steps,
+                images=step * train.batch,
+                loss=loss / good if good else float("nan"),
+                grad_norm=norm / good if good else float("nan"),
+                lr=lr,
+                images_per_second=rate,
+                eta=(train.steps - step) * train.batch / rate,
+            )
+        )
+        self._restart()

@@ -1,0 +1,98 @@
+"""Finished stages are known by what determined their weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdmkit.training import fingerprint, is_done, mark_done
+
+STAGE: dict[str, Any] = {
+    "after": "base",
+    "resolution": 64,
+    "schedule": {"type": "cosine", "timesteps": 1000},
+    "backbone": {"type": "unet", "channels": 64},
+    "sampler": {"type": "ddim", "steps": 50},
+    "condition": {"mode": "truncated", "s": 100},
+    "clip": True,
+    "backend": {"type": "torch", "device": "auto"},
+    "train": {"batch": 64, "steps": 1000, "optimizer": {"type": "adam", "lr": 1e-4}, "ema": 0.999, "accumulate": 1, "keep": 1},
+}
+PARENT: dict[str, Any] = {"resolution": 32, "schedule": {"type": "cosine", "timesteps": 4000}, "backbone": {"type": "unet", "channels": 32}}
+DATA: dict[str, Any] = {"fingerprint": "abc", "downsample": "area"}
+
+
+def changed(table: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy with one key of a nested table changed."""
+    made = copy.deepcopy(table)
+    *parents, last = path.split(".")
+    inner = made
+    for key in parents:
+        inner = inner[key]
+    inner[last] = value
+    return made
+
+
+SAME = fingerprint("sr", STAGE, PARENT, DATA, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("resolution", 128),
+        ("schedule.timesteps", 999),
+        ("backbone.channels", 65),
+        ("train.batch", 65),
+        ("train.optimizer.lr", 2e-4),
+        ("train.ema", 0.99),
+    ],
+)
+def test_what_determines_the_weights_changes_it(path: str, value: object) -> None:
+    """A change of the network, the objective or the training is another fingerprint."""
+    assert fingerprint("sr", changed(STAGE, path, value), PARENT, DATA, 0) != SAME
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("sampler.steps", 10),
+        ("condition.s", 0),
+        ("clip", False),
+        ("backend.device", "cpu"),
+        ("train.steps", 5),
+        ("train.keep", 5),
+        ("train.accumulate", 2),
+    ],
+)
+def test_what_does_not_leaves_it(path: str, value: object) -> None:
+    """Sampling, devices and the pace of training may change after training."""
+    assert fingerprint("sr", changed(STAGE, path, value), PARENT, DATA, 0) == SAME
+
+
+def test_name_seed_data_and_parent_count() -> None:
+    """The name and the seed decide the draws; of the parent, its schedule and resolution matter and its network does not."""
+    others = [
+        fingerprint("other", STAGE, PARENT, DATA, 0),
+        fingerprint("sr", STAGE, PARENT, DATA, 1),
+        fingerprint("sr", STAGE, PARENT, changed(DATA, "fingerprint", "xyz"), 0),
+        fingerprint("sr", STAGE, changed(PARENT, "schedule.timesteps", 1000), DATA, 0),
+        fingerprint("sr", STAGE, changed(PARENT, "resolution", 16), DATA, 0),
+        fingerprint("sr", STAGE, None, DATA, 0),
+    ]
+    assert len({SAME, *others}) == 1 + len(others)
+    assert fingerprint("sr", STAGE, changed(PARENT, "backbone.channels", 1), DATA, 0) == SAME
+
+
+def test_done_stage_is_known_again(tmp_path: Path) -> None:
+    """A stage is done where its note has the same fingerprint and at least as many steps."""
+    assert not is_done(tmp_path, SAME, 100)
+    mark_done(tmp_path, SAME, 100)
+    assert is_done(tmp_path, SAME, 100)
+    assert is_done(tmp_path, SAME, 50)
+    assert not is_done(tmp_path, SAME, 101)
+    assert not is_done(tmp_path, "another", 100)
+    (tmp_path / "done").write_text('{"fingerpr')
+    assert not is_done(tmp_path, SAME, 100)
