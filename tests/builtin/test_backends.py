@@ -1,0 +1,71 @@
+"""The torch backend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cdmkit.builtin.backends import Device, Precision, Torch
+from cdmkit.errors import SetupError
+
+
+def convolution() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))
+
+
+def test_missing_device_is_said() -> None:
+    """A device that is not there is a SetupError that says what is."""
+    missing = Device.MPS if torch.cuda.is_available() else Device.CUDA
+    with pytest.raises(SetupError, match=rf'device = "{missing.value}".*there is: .*cpu') as caught:
+        Torch(device=missing).start()
+    assert caught.value.exit_code == 4
+
+
+def test_auto_takes_what_is_there() -> None:
+    """The automatic choice always starts, on the best device of the machine."""
+    session = Torch().start()
+    assert session.device.type == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    assert (session.rank, session.world) == (0, 1)
+
+
+def test_auto_precision_follows_the_hardware() -> None:
+    """On a CPU the automatic precision is bf16 with AMX and fp32 without."""
+    session = Torch(device=Device.CPU).start()
+    with session.autocast():
+        product = convolution()(torch.randn(1, 3, 8, 8))
+    assert (product.dtype == torch.bfloat16) == torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [(Precision.FP32, torch.float32), (Precision.BF16, torch.bfloat16)])
+def test_precision_is_that_of_products(precision: Precision, dtype: torch.dtype) -> None:
+    """Convolutions compute in the chosen precision; weights and their gradients stay float32."""
+    session = Torch(device=Device.CPU, precision=precision).start()
+    network = session.prepare(convolution())
+    with session.autocast():
+        product = network(torch.randn(1, 3, 8, 8))
+    product.float().sum().backward()
+    assert product.dtype == dtype
+    assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
+
+
+@pytest.mark.parametrize(("precision", "channels_last"), [(Precision.FP32, True), (Precision.BF16, False)])
+def test_layout_suits_the_precision(precision: Precision, channels_last: bool) -> None:
+    """On a CPU convolutions lie channels-last in fp32 and channels-first in bf16: whichever was measured to be faster."""
+    network = Torch(device=Device.CPU, precision=precision).start().prepare(convolution())
+    assert network.get_parameter("0.weight").is_contiguous(memory_format=torch.channels_last) is channels_last
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler imports what torch deprecates
+def test_compiled_network_computes_the_same() -> None:
+    """`compile` keeps names and results, and serves other batch sizes."""
+    network = convolution()
+    images = torch.randn(4, 3, 8, 8)
+    expected = network(images)
+    names = list(network.state_dict())
+    compiled = Torch(device=Device.CPU, precision=Precision.FP32, compile=True).start().prepare(network)
+    torch.testing.assert_close(compiled(images), expected)
+    torch.testing.assert_close(compiled(images[:2]), expected[:2])
+    assert list(compiled.state_dict()) == names
