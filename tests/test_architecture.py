@@ -16,13 +16,13 @@ LAYERS = (
     {"pipeline"},
     {"planning", "sampling"},
     {"recipe", "training"},
-    {"plugins", "runs"},
+    {"log", "plugins", "runs"},
     {"catalog"},
     {"cascade"},
     {"data"},
     {"kinds", "hookspecs"},
     {"diffusion"},
-    {"component", "draws", "errors", "events", "files", "log", "nearest"},
+    {"component", "draws", "errors", "events", "files", "nearest", "redact"},
 )
 """From the edge to the algebra: a package imports from itself and from the layers below its own."""
 

@@ -113,7 +113,9 @@ def test_uniform_numbers_are_uniform(dtype: torch.dtype) -> None:
 def test_the_finest_step_of_a_uniform_float32_stays_below_one() -> None:
     """The largest 32-bit word becomes the largest float32 below 1, not 1."""
     assert float((torch.tensor([ONES]) >> 8).float() * 2.0**-24) == 1 - 2.0**-24
-    assert bool((STREAM.uniform(torch.arange(50), 400) * 2**24 % 1 == 0).all())
+    steps = STREAM.uniform(torch.arange(50), 400) * 2**24
+    assert bool((steps % 1 == 0).all())
+    assert bool((steps % 2 == 1).any())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

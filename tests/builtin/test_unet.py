@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdmkit.builtin.unet import Attention, UNet, UNetModule, Upsample, sinusoidal
+from cdmkit.builtin.unet import Attention, Block, UNet, UNetModule, Upsample, sinusoidal
 from cdmkit.diffusion import Condition
 from cdmkit.kinds import NetworkSpec
 
@@ -171,6 +171,34 @@ def test_options_that_do_not_suit_the_stage_are_refused_in_words(option: dict[st
 def test_heads_need_divide_only_where_there_is_attention() -> None:
     """Here at the lowest resolution alone: 24 channels among 3 heads, 8 above it."""
     UNet(channels=8, multipliers=(1, 3), blocks=1, attention=(), heads=3).build(NetworkSpec(8, 3))
+
+
+def test_blocks_and_attention_start_as_the_identity() -> None:
+    """Before training they add nothing to their input."""
+    x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 32)
+    assert torch.equal(Block(SMALL, 8, 8, 32)(x, emb), x)
+    assert torch.equal(Attention(8, 2)(x), x)
+
+
+@pytest.mark.parametrize("scale_shift", [True, False])
+def test_a_block_takes_in_the_embedding_at_its_second_norm(scale_shift: bool) -> None:
+    """As norm(h) (1 + w) + b, or norm(h + v), between two convolutions, beside a skip; against the formula."""
+    block = awake(Block(small(scale_shift=scale_shift), 8, 12, 16)).double()
+    assert isinstance(block, Block)
+    x, emb = torch.randn(2, 8, 4, 4, dtype=torch.float64), torch.randn(2, 16, dtype=torch.float64)
+
+    def norm(h: Tensor, weights: nn.GroupNorm) -> Tensor:
+        groups = h.reshape(2, weights.num_groups, -1)
+        normed = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return normed.view_as(h) * weights.weight.view(1, -1, 1, 1) + weights.bias.view(1, -1, 1, 1)
+
+    def silu(h: Tensor) -> Tensor:
+        return h / (1 + torch.exp(-h))
+
+    h = block.conv1(silu(norm(x, block.norm1)))
+    taken = (emb @ block.told.weight.T + block.told.bias)[:, :, None, None]
+    h = norm(h, block.norm2) * (1 + taken[:, :12]) + taken[:, 12:] if scale_shift else norm(h + taken, block.norm2)
+    torch.testing.assert_close(block(x, emb), block.skip(x) + block.conv2(silu(h)))
 
 
 @pytest.mark.parametrize("heads", [1, 4])
