@@ -122,3 +122,12 @@ def table(cls: type[Any]) -> type[Any]:
     """Make a class a plain table of a recipe: options like a component's, but no `type` to choose."""
     made: type[Any] = attrs.frozen(kw_only=True)(cls)
     return made
+
+
+V = TypeVar("V")
+
+
+def evolve(value: V, **changes: Any) -> V:
+    """A copy of a component or table with some options changed, checked as when it was made."""
+    changed: V = attrs.evolve(value, **changes)  # type: ignore[misc]  # made by attrs, though not seen to be
+    return changed

@@ -100,7 +100,7 @@ def _jsonable(value: Any) -> Any:
 
 
 class EventLog:
-    """Observes a run and logs every event, under the name of its hook without `cdmkit_`."""
+    """Observes a run and logs every event but the progress of sampling, under the name of its hook without `cdmkit_`."""
 
     def __init__(self, path: Path) -> None:
         self.log = open_log(path)
@@ -112,7 +112,7 @@ class EventLog:
         write(hook_name(type(event)).removeprefix("cdmkit_"), **attrs.asdict(event))
 
     cdmkit_stage_started = cdmkit_progress = cdmkit_checkpoint_saved = cdmkit_stage_finished = cdmkit_run_started
-    cdmkit_sampling_progress = cdmkit_samples_written = cdmkit_warned = cdmkit_run_finished = cdmkit_run_started
+    cdmkit_samples_written = cdmkit_warned = cdmkit_run_finished = cdmkit_run_started
 
 
 class MetricsLog:

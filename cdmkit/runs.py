@@ -128,6 +128,13 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def new_samples(self) -> Path:
+        """A new folder for samples, named by the time. Raises SetupError where none can be made."""
+        try:
+            return _new_folder(self.path / "samples", datetime.now(UTC).strftime("%Y%m%d-%H%M%S"))
+        except OSError as error:
+            raise SetupError(f"cannot write samples into {self.path}: {error}. Choose another place by --out.") from error
+
     def claim_stage(self, name: str, fingerprint: str) -> None:
         """Make a stage's folder one for weights with this fingerprint: what was trained there for another is removed."""
         folder = self.stage(name)

@@ -49,15 +49,13 @@ class Renderer:
         for position, stage in enumerate(self.lineage):
             parent = self.lineage[position - 1] if position else None
             child = self.lineage[position + 1] if position + 1 < len(self.lineage) else None
-            low_res = self._sample(stage, parent, stop_at(child), low_res, indices, labels)
+            low_res = self.stage(stage, parent, low_res, indices, labels, stop_at(child))
             made[stage.name] = low_res.cpu()
-            _check_finite(stage, made[stage.name], indices)
         return made
 
-    def _sample(
-        self, stage: Stage, parent: Stage | None, s: int, low_res: Tensor | None, indices: Tensor, labels: Tensor
-    ) -> Tensor:
-        """One stage: its condition, then its chain backwards to x_0, or to z_s."""
+    @torch.inference_mode()
+    def stage(self, stage: Stage, parent: Stage | None, low_res: Tensor | None, indices: Tensor, labels: Tensor, s: int = 0) -> Tensor:
+        """Sample one stage, from the images `low_res` of its parent if it has one, to x_0 or to z_s: [B, 3, R, R] on its device."""
         session = self.sessions[stage.name]
         indices, labels = indices.to(session.device), labels.to(session.device)
         told = condition(
@@ -71,9 +69,11 @@ class Renderer:
         shape = (3, stage.resolution, stage.resolution)
         denoise = self._watched(stage.name, session, stage.denoiser(self.networks[stage.name]).bound(told))
         with session.autocast():
-            return stage.sampler(
+            images = stage.sampler(
                 denoise, noise.normal(indices, shape), stage.sampling_process(), lambda k: noise.normal(indices, shape, step=k), s
             )
+        _check_finite(stage, images, indices)
+        return images
 
     def _watched(self, name: str, session: Session, denoise: Denoise) -> Denoise:
         """The denoiser, counting its calls and marking each step's end."""
@@ -100,9 +100,7 @@ def stop_at(child: Stage | None) -> int:
     return child.condition.s if child is not None and child.condition.mode is Mode.TRUNCATED else 0
 
 
-def condition(
-    stage: Stage, labels: Tensor, low_res: Tensor | None, parent: Process | None, draws: Callable[[int], Draw]
-) -> Condition:
+def condition(stage: Stage, labels: Tensor, low_res: Tensor | None, parent: Process | None, draws: Callable[[int], Draw]) -> Condition:
     """What a stage's network is told when sampling. low_res: the parent's images; draws(n): chance for the n-th augmentation."""
     label = labels if stage.labels else None
     if low_res is None or parent is None:
@@ -119,7 +117,7 @@ def condition(
 def _check_finite(stage: Stage, images: Tensor, indices: Tensor) -> None:
     finite = images.flatten(1).isfinite().all(1)
     if not bool(finite.all()):
-        bad = indices.cpu()[~finite].tolist()
+        bad = indices[~finite].tolist()
         shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
         raise NumericsError(
             f"stage {stage.name!r}: {len(bad)} of {len(images)} samples are not finite (images {shown}). "

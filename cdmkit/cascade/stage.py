@@ -46,7 +46,7 @@ class Training:
     log_every: int = option(100, help="steps between two reports of progress", ge=1)
     sample_every: int = option(0, help="steps between two sample grids; 0: none while training", ge=0)
     checkpoint_every: int = option(1000, help="steps between two checkpoints; one is always saved at the end", ge=1)
-    keep: int = option(1, help="checkpoints kept, the newest", ge=1)
+    keep: int = option(2, help="checkpoints kept, the newest; two, so that a damaged one is not the end", ge=1)
 
     def __attrs_post_init__(self) -> None:
         if self.batch % self.accumulate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -22,6 +23,12 @@ def overrides_option(command: F) -> F:
 def json_option(command: F) -> F:
     """`--json`; the parameter `as_json: bool`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def runs_option(command: F) -> F:
+    """`--runs DIR`; the parameter `runs: Path`."""
+    text = "The folder that holds the runs."
+    return click.option("--runs", "runs", type=click.Path(path_type=Path), default="runs", show_default=True, help=text)(command)
 
 
 def loaded_plugins(extra: Iterable[object] = ()) -> Plugins:

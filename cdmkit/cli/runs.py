@@ -1,0 +1,37 @@
+"""`cdmkit runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cdmkit.cli.options import json_option, print_json, print_table, runs_option
+
+
+@click.command()
+@click.argument("name", required=False)
+@runs_option
+@json_option
+def runs(name: str | None, runs: Path, as_json: bool) -> None:
+    """List the runs (of the recipe NAME), the oldest first: their state, and the steps that each stage has saved."""
+    from cdmkit.runs import list_runs
+
+    found = [
+        {
+            "path": str(run.path),
+            "recipe": run.facts.get("name", ""),
+            "started": run.facts.get("started", ""),
+            "state": run.state,
+            "steps": run.steps(),
+        }
+        for run in list_runs(runs, name)
+    ]
+    if as_json:
+        print_json(found)
+        return
+    if not found:
+        click.echo(f"no runs under {runs}", err=True)
+        return
+    rows = [(r["path"], r["state"], r["started"], ", ".join(f"{stage} {step}" for stage, step in r["steps"].items())) for r in found]
+    print_table(("run", "state", "started", "steps saved"), rows)

@@ -1,0 +1,91 @@
+"""Showing people how a run goes: bars on a terminal, a plain line now and then elsewhere. All of it on stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cdmkit import events
+from cdmkit.hookspecs import hookimpl
+
+_PAUSE = 10.0
+"""Seconds between two plain lines about the same thing."""
+
+
+class Watcher:
+    """An observer of runs that writes to stderr. Use it as a context manager, so that the terminal is left in order."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        columns = (
+            "{task.description:<12}",
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            "left",
+            TimeRemainingColumn(),
+            "{task.fields[note]}",
+        )
+        self._bars = Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=self.console, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+        self._last_line = 0.0
+
+    def __enter__(self) -> Watcher:
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def _advance(self, what: str, done: int, total: int, note: str, ends: bool) -> None:
+        """Move the bar of `what`; or print a line, if the last is some time ago or this is the end."""
+        if self.console.is_terminal:
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(what, total=total, note="")
+            self._bars.update(self._tasks[what], completed=done, total=total, note=note)
+            if ends:
+                self._bars.remove_task(self._tasks.pop(what))
+        elif ends or time.monotonic() - self._last_line >= _PAUSE:
+            self._last_line = time.monotonic()
+            self._say(f"{what}: {done}/{total}  {note}")
+
+    @hookimpl
+    def cdmkit_run_started(self, event: events.RunStarted) -> None:
+        """Say where everything goes."""
+        self._say(f"run {event.path}: {' -> '.join(event.stages)}")
+
+    @hookimpl
+    def cdmkit_stage_started(self, event: events.StageStarted) -> None:
+        """Say how large the stage is and from where it goes on."""
+        since = f", from step {event.step}" if event.step else ""
+        self._say(f"{event.stage}: training {event.parameters / 1e6:.2f} M parameters for {event.steps} steps{since}")
+
+    @hookimpl
+    def cdmkit_progress(self, event: events.Progress) -> None:
+        """Show loss, speed and the time left."""
+        minutes, seconds = divmod(round(event.eta), 60)
+        left = "" if self.console.is_terminal else f"  {minutes}:{seconds:02d} left"
+        note = f"loss {event.loss:.4f}  {event.images_per_second:.0f} images/s{left}"
+        self._advance(event.stage, event.step, event.steps, note, ends=event.step == event.steps)
+
+    @hookimpl
+    def cdmkit_stage_finished(self, event: events.StageFinished) -> None:
+        """Say so where a stage is skipped."""
+        self._say(f"{event.stage}: {'trained already, unchanged' if event.skipped else 'trained'}, {event.step} steps")
+
+    @hookimpl
+    def cdmkit_sampling_progress(self, event: events.SamplingProgress) -> None:
+        """Show how many network calls are done."""
+        self._advance(f"{event.stage} sampling", event.done, event.total, "network calls", ends=event.done == event.total)
+
+    @hookimpl
+    def cdmkit_warned(self, event: events.Warned) -> None:
+        """Pass the warning on."""
+        self._say(f"warning: {event.message}")

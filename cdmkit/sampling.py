@@ -1,0 +1,150 @@
+"""Sampling jobs: from a run's checkpoints to pictures on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from cdmkit.cascade import Mode, Stage
+from cdmkit.cascade.sampling import Renderer, Tick
+from cdmkit.component import evolve
+from cdmkit.data.grid import write_grid
+from cdmkit.data.pixels import to_float, to_uint8
+from cdmkit.data.resize import Resize
+from cdmkit.data.writer import Sample, write_shards
+from cdmkit.errors import CheckpointError
+from cdmkit.events import Emit, SamplesWritten, SamplingProgress
+from cdmkit.kinds import Session, Source
+from cdmkit.training import fit, latest, read_weights
+
+SHOWN = 64
+"""Pictures in a grid, at most."""
+
+PAUSE = 0.5
+"""Seconds between two events of progress."""
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """What to sample."""
+
+    lineage: Sequence[Stage]
+    """From a base stage to the one wanted."""
+    count: int
+    batch: int
+    seed: int
+    labels: Sequence[int] = ()
+    """Image i gets label i modulo their number; empty where the data has no classes."""
+
+    def run(self, stages: Path, classes: int, folder: Path, emit: Emit) -> Path:
+        """Sample with the averaged weights of the newest checkpoints under `stages`; returns the grid of the last stage.
+
+        Writes into `folder`: `<stage>.png`, a grid of each stage's first images, and `<stage>-00000.tar`, ...: all of the last stage.
+        """
+        progress = Progress(emit, batches=-(-self.count // self.batch))
+        renderer = open_renderer(self.lineage, stages, classes, self.seed, progress)
+        progress.calls = renderer.calls()
+        shown: dict[str, list[Tensor]] = {stage.name: [] for stage in self.lineage}
+        last = self.lineage[-1].name
+        write_shards(self._samples(renderer, shown), folder, prefix=last)
+        for stage, images in shown.items():
+            path = folder / f"{stage}.png"
+            write_grid(path, torch.cat(images), columns=self._columns())
+            emit(SamplesWritten(stage=stage, path=path, count=self.count))
+        return folder / f"{last}.png"
+
+    def _samples(self, renderer: Renderer, shown: Mapping[str, list[Tensor]]) -> Iterator[Sample]:
+        """The last stage's images one by one; the first of every stage's are kept in `shown`."""
+        for start in range(0, self.count, self.batch):
+            indices = torch.arange(start, min(start + self.batch, self.count))
+            labels = torch.tensor(self.labels or (0,))[indices % len(self.labels or (0,))]
+            made = {name: to_uint8(images) for name, images in renderer(indices, labels).items()}
+            for name, images in made.items():
+                shown[name].append(images[: max(0, SHOWN - start)])
+            for index, label, image in zip(indices.tolist(), labels.tolist(), made[self.lineage[-1].name], strict=True):
+                info = {"index": index, "seed": self.seed, "s": {stage.name: stage.condition.s for stage in self.lineage[1:]}}
+                yield Sample(image, label if self.labels else None, info)
+
+    def _columns(self) -> int | None:
+        """A column for each label where that makes a good grid."""
+        return len(self.labels) if 4 <= len(self.labels) <= 16 else None
+
+
+class Progress:
+    """Counts network calls and tells of them, now and then. `calls`: those of one batch by stage."""
+
+    def __init__(self, emit: Emit, batches: int) -> None:
+        self.emit = emit
+        self.batches = batches
+        self.calls: Mapping[str, int] = {}
+        self._done: dict[str, int] = {}
+        self._told = 0.0
+
+    def __call__(self, stage: str) -> None:
+        """One more call of a stage's network."""
+        self._done[stage] = self._done.get(stage, 0) + 1
+        done, total, now = self._done[stage], self.batches * self.calls[stage], time.monotonic()
+        if done == total or now - self._told >= PAUSE:
+            self._told = now
+            self.emit(SamplingProgress(stage=stage, done=done, total=total))
+
+
+def open_renderer(lineage: Sequence[Stage], stages: Path, classes: int, seed: int, tick: Tick) -> Renderer:
+    """The stages with their newest averaged weights under `stages`/<name>/ckpt, each on its backend's device.
+
+    Raises CheckpointError where a stage has no checkpoint, or one of another network.
+    """
+    opened = {backend: backend.start() for backend in {stage.backend for stage in lineage}}
+    sessions = {stage.name: opened[stage.backend] for stage in lineage}
+    networks = {stage.name: _network(stage, stages / stage.name / "ckpt", classes, sessions[stage.name]) for stage in lineage}
+    return Renderer(lineage, networks, sessions, seed, tick)
+
+
+def _network(stage: Stage, checkpoints: Path, classes: int, session: Session) -> nn.Module:
+    path = latest(checkpoints)
+    if path is None:
+        raise CheckpointError(f"stage {stage.name!r} has no checkpoint under {checkpoints}: train it first with `cdmkit run`")
+    network = stage.backbone.build(stage.network_spec(classes))
+    tensors, _ = read_weights(path / "ema.safetensors")
+    fit(network, tensors, path / "ema.safetensors")
+    return session.prepare(network).eval()
+
+
+def preview(
+    stage: Stage,
+    parent: Stage | None,
+    *,
+    network: nn.Module,
+    source: Source,
+    downsample: Resize,
+    seed: int,
+    path: Path,
+    columns: int = 8,
+) -> int:
+    """Write a grid of a stage's samples while it trains; returns how many it shows.
+
+    A base stage: `columns` rows of images from noise, with the labels of training images. A super-resolution stage: three rows, the first
+    training images at low resolution, what `network` makes of them, and as they really are.
+    """
+    session = stage.backend.start()
+    with source.open(columns if parent else columns**2, 0, 1, seed, 0) as batches:
+        images, labels, positions = next(batches)
+    pixels = to_float(images)
+    alone = evolve(stage, condition=evolve(stage.condition, mode=Mode.NON_TRUNCATED))  # real images are no z_s
+    renderer = Renderer((alone,), {stage.name: network}, {stage.name: session}, seed)
+    low_res = None if parent is None else downsample(pixels, parent.resolution)
+    was_training = network.training
+    network.eval()
+    made = renderer.stage(alone, parent, low_res, positions, labels).cpu()
+    network.train(was_training)
+    count = len(made)
+    if low_res is not None:
+        made = torch.cat((Resize.NEAREST(low_res, stage.resolution), made, downsample(pixels, stage.resolution)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_grid(path, made, columns=columns)
+    return count
