@@ -8,45 +8,53 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
+import tomli
 from torch import nn
 
 from cdmkit import training
 from cdmkit.cascade import Stage
+from cdmkit.data.resize import Resize
 from cdmkit.errors import DataError, RecipeError, Stopped, UsageError
-from cdmkit.events import Emit, Event, RunFinished, RunStarted, SamplesWritten, StageFinished
+from cdmkit.events import Emit, Event, RunFinished, RunStarted, SamplesWritten, StageFinished, Warned
 from cdmkit.hookspecs import hook_name
 from cdmkit.kinds import DataCard
 from cdmkit.log import EventLog, MetricsLog
 from cdmkit.plugins import Plugins
 from cdmkit.recipe import Recipe, diff, read, to_table, to_toml
 from cdmkit.runs import Run
-from cdmkit.sampling import Job, preview
+from cdmkit.sampling import Job, Progress, preview
 
 
 def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Place) -> Path:
     """Train and sample the cascade of a recipe. Returns the grid of its last stage (of the first, where there are several).
 
-    Raises CdmkitError: see `cdmkit.errors`. Nothing is written before the recipe and its data are found good.
+    Raises CdmkitError: see `cdmkit.errors`. Nothing is written before the recipe, its data and its devices are found good.
     """
     recipe = read(recipe_file, plugins, overrides)
     card = look_at_data(recipe)
-    with place.opened(recipe, recipe_file, plugins) as run, observed(run, plugins) as emit:
+    for stage in recipe.cascade:
+        stage.backend.start()
+    with place.opened(recipe, card, recipe_file, plugins) as run, observed(run, plugins) as emit, training.stop_on_signals() as stop:
         emit(RunStarted(path=run.path, name=recipe.name, stages=tuple(recipe.stage)))
-        with training.stop_on_signals() as stop:
-            for stage in recipe.cascade:
-                train_stage(stage, recipe, card, run, emit, stop)
-        return sample_leaves(recipe, run, emit)
+        for stage in recipe.cascade:
+            train_stage(stage, recipe, card, run, emit, stop)
+        return sample_leaves(recipe, run, emit, stop)
 
 
 def look_at_data(recipe: Recipe) -> DataCard:
-    """The data's card. Raises DataError where the data is not there or does not fit the recipe's stages and classes."""
+    """The data's card. Raises DataError where the data is not there or does not fit the recipe's stages and classes, and RecipeError
+    where its images could not be made smaller.
+    """
     card = recipe.data.source.card()
-    largest = max(stage.resolution for stage in recipe.cascade)
+    resolutions = [stage.resolution for stage in recipe.cascade]
+    largest = max(resolutions)
     if card.resolution % largest:
         raise DataError(
             f"the images are {card.resolution} x {card.resolution} pixels, but the largest stage makes {largest} x {largest}: "
             "they must be as large, or a multiple of it"
         )
+    if recipe.data.downsample is Resize.NEAREST and min(resolutions) < card.resolution:
+        raise RecipeError('data.downsample = "nearest" cannot shrink images, since that would alias: use "area", "bilinear" or "bicubic"')
     if recipe.data.classes and not card.classes:
         raise DataError(f"data.classes = {recipe.data.classes}, but the images have no labels: set data.classes = 0, or use labelled data")
     if 0 < recipe.data.classes < card.classes:
@@ -75,43 +83,51 @@ class Place:
     """The command line, for the record."""
 
     @contextlib.contextmanager
-    def opened(self, recipe: Recipe, recipe_file: Path, plugins: Plugins) -> Iterator[Run]:
+    def opened(self, recipe: Recipe, card: DataCard, recipe_file: Path, plugins: Plugins) -> Iterator[Run]:
         """The run, locked; its resolved recipe is written before anything else happens."""
         text, resolved = recipe_file.read_text(encoding="utf-8"), to_toml(recipe)
         if not self.resume:
             versions = {plugin.identity.distribution: plugin.identity.version for plugin in plugins.loaded if plugin.identity.distribution}
             with Run.create(self.root, recipe.name, self.folder, command=self.command, seed=recipe.seed, plugins=versions) as run:
+                run.note("images", card.fingerprint)
                 run.write_recipe(text, resolved)
                 yield run
             return
         with Run.resume(self.root, recipe.name, self.folder, force=self.force) as run:
-            changes = diff(run.resolved_recipe(), to_table(recipe))
+            before = {**run.resolved_recipe(), "images": run.facts.get("images")}
+            changes = diff(before, {**tomli.loads(resolved), "images": card.fingerprint})
             if changes:
                 self._admit(changes, run)
+                run.note("images", card.fingerprint)
                 run.write_recipe(text, resolved)
             yield run
 
     def _admit(self, changes: list[str], run: Run) -> None:
-        """Raise RecipeError unless a run may go on with these changes of its recipe."""
-        grave = [change for change in changes if not harmless(change)]
+        """Raise RecipeError unless a run may go on with these changes of its recipe and its images."""
+        same_images = not any(change.startswith("images:") for change in changes)
+        grave = [change for change in changes if not harmless(change, same_images)]
         if grave and not self.allow_recipe_change:
             listed = "\n  ".join(grave)
             raise RecipeError(
-                f"the recipe is not the one that {run.path} was begun with:\n  {listed}\n"
-                "Take the change back, start a new run without --resume, or go on with --allow-recipe-change."
+                f"the recipe or its data is not what {run.path} was begun with:\n  {listed}\n"
+                "Take the change back, start a new run without --resume, or go on with --allow-recipe-change: "
+                "what a stage has learned is removed where the change makes it another."
             )
         run.note("recipe_changes", [*run.facts.get("recipe_changes", ()), *changes])
 
 
 _HARMLESS = re.compile(
-    r"description|requires\..*|sample\..*|data\.source\.workers"
+    r"description|requires\..*|sample\..*"
     r"|stage\.[^.]+\.(backend\.device|train\.(steps|log_every|sample_every|checkpoint_every|keep))"
 )
 
 
-def harmless(change: str) -> bool:
-    """Whether a change ("key: old -> new") leaves what is trained as it is: other steps, logging, workers, device, what is sampled last."""
-    return _HARMLESS.fullmatch(change.partition(":")[0]) is not None
+def harmless(change: str, same_images: bool) -> bool:
+    """Whether a change ("key: old -> new") leaves what is trained as it is: other steps, logging, device, what is sampled last, or
+    where the same images lie and how they are read.
+    """
+    key = change.partition(":")[0]
+    return _HARMLESS.fullmatch(key) is not None or (same_images and key.startswith("data.source."))
 
 
 def teller(plugins: Plugins) -> Emit:
@@ -126,6 +142,7 @@ def teller(plugins: Plugins) -> Emit:
 @contextlib.contextmanager
 def observed(run: Run, plugins: Plugins) -> Iterator[Emit]:
     """Where the run's events go: to its logs and to every plugin that observes. Notes and tells how the run ends."""
+    run.note("outcome", None)
     emit = teller(plugins)
     logs = (EventLog(run.path / "events.jsonl"), MetricsLog(run.path / "metrics.jsonl"))
     for log in logs:
@@ -152,7 +169,7 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Em
     data = {"fingerprint": card.fingerprint, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
     digest = training.fingerprint(stage.name, tables[stage.name], tables[parent.name] if parent else None, data, recipe.seed)
     folder = run.stage(stage.name)
-    if training.is_done(folder, digest, stage.train.steps):
+    if training.latest(folder / "ckpt") and training.is_done(folder, digest, stage.train.steps):
         emit(StageFinished(stage=stage.name, step=stage.train.steps, skipped=True))
         return
     run.claim_stage(stage.name, digest)
@@ -160,8 +177,12 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Em
     def show(network: nn.Module, step: int) -> None:
         path = folder / "samples" / f"step-{step:08d}.png"
         source, downsample = recipe.data.source, recipe.data.downsample
-        count = preview(stage, parent, network=network, source=source, downsample=downsample, seed=recipe.seed, path=path)
-        emit(SamplesWritten(stage=stage.name, path=path, count=count))
+        try:
+            count = preview(stage, parent, network=network, source=source, downsample=downsample, seed=recipe.seed, path=path)
+        except OSError as error:
+            emit(Warned(message=f"stage {stage.name!r}: no samples of step {step}: {error}. Training goes on."))
+        else:
+            emit(SamplesWritten(stage=stage.name, path=path, count=count))
 
     training.train(
         stage,
@@ -180,9 +201,9 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Em
     emit(StageFinished(stage=stage.name, step=stage.train.steps))
 
 
-def sample_leaves(recipe: Recipe, run: Run, emit: Emit) -> Path:
+def sample_leaves(recipe: Recipe, run: Run, emit: Emit, stop: training.StopRequest) -> Path:
     """Sample every stage that no other enlarges, as `[sample]` says. Returns the grid of the first."""
-    grids = [sample_stage(recipe, run, leaf, emit, run.path / "samples") for leaf in recipe.cascade.leaves()]
+    grids = [sample_stage(recipe, run, leaf, emit, run.path / "samples", stop=stop) for leaf in recipe.cascade.leaves()]
     return grids[0]
 
 
@@ -191,16 +212,18 @@ def sample_stage(
     run: Run,
     stage: Stage,
     emit: Emit,
-    folder: Path,
+    folder: Path | None = None,
     *,
     count: int | None = None,
     batch: int | None = None,
     seed: int | None = None,
     labels: Sequence[int] = (),
+    stop: training.StopRequest | None = None,
 ) -> Path:
-    """Sample the cascade up to `stage` into `folder`; what is not given is as `recipe` says. Returns the grid.
+    """Sample the cascade up to `stage` into `folder`, by default a new one of the run; what is not given is as `recipe` says.
 
-    labels: those to make, in turn; by default all of the data's. Raises UsageError where there is no such label.
+    labels: those to make, in turn; by default all of the data's. Returns the grid. Raises UsageError where there is no such label,
+    and Stopped where `stop` is set.
     """
     classes = recipe.data.classes
     if strange := [label for label in labels if not 0 <= label < classes]:
@@ -213,4 +236,5 @@ def sample_stage(
         seed=recipe.seed if seed is None else seed,
         labels=tuple(labels) or tuple(range(classes)),
     )
-    return job.run(run.path / "stages", classes, folder, emit)
+    renderer = job.renderer(run.path / "stages", classes, Progress(emit, stop))
+    return job.run(renderer, folder or run.new_samples(), emit)

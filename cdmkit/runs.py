@@ -92,7 +92,6 @@ class Run:
         if not os.access(run.path, os.W_OK):
             raise SetupError(f"{run.path} cannot be written to: mend its permissions, or start a new run elsewhere")
         with run.lock(force):
-            run.note("outcome", None)
             yield run
 
     @property

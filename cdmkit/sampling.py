@@ -17,10 +17,10 @@ from cdmkit.data.grid import write_grid
 from cdmkit.data.pixels import to_float, to_uint8
 from cdmkit.data.resize import Resize
 from cdmkit.data.writer import Sample, write_shards
-from cdmkit.errors import CheckpointError
+from cdmkit.errors import CheckpointError, SetupError, Stopped
 from cdmkit.events import Emit, SamplesWritten, SamplingProgress
 from cdmkit.kinds import Session, Source
-from cdmkit.training import fit, latest, read_weights
+from cdmkit.training import StopRequest, fit, latest, read_weights
 
 SHOWN = 64
 """Pictures in a grid, at most."""
@@ -41,21 +41,31 @@ class Job:
     labels: Sequence[int] = ()
     """Image i gets label i modulo their number; empty where the data has no classes."""
 
-    def run(self, stages: Path, classes: int, folder: Path, emit: Emit) -> Path:
-        """Sample with the averaged weights of the newest checkpoints under `stages`; returns the grid of the last stage.
+    def renderer(self, stages: Path, classes: int, progress: Progress) -> Renderer:
+        """The stages with the averaged weights of their newest checkpoints under `stages`/<name>/ckpt, told of by `progress`.
 
-        Writes into `folder`: `<stage>.png`, a grid of each stage's first images, and `<stage>-00000.tar`, ...: all of the last stage.
+        Raises CheckpointError where a stage has no checkpoint, or one of another network.
         """
-        progress = Progress(emit, batches=-(-self.count // self.batch))
         renderer = open_renderer(self.lineage, stages, classes, self.seed, progress)
-        progress.calls = renderer.calls()
+        batches = -(-self.count // self.batch)
+        progress.total = {stage: batches * calls for stage, calls in renderer.calls().items()}
+        return renderer
+
+    def run(self, renderer: Renderer, folder: Path, emit: Emit) -> Path:
+        """Sample into `folder`; returns the grid of the last stage. Raises SetupError where `folder` cannot be written.
+
+        Writes `<stage>.png`, a grid of each stage's first images, and `<stage>-00000.tar`, ...: all of the last stage.
+        """
         shown: dict[str, list[Tensor]] = {stage.name: [] for stage in self.lineage}
         last = self.lineage[-1].name
-        write_shards(self._samples(renderer, shown), folder, prefix=last)
-        for stage, images in shown.items():
-            path = folder / f"{stage}.png"
-            write_grid(path, torch.cat(images), columns=self._columns())
-            emit(SamplesWritten(stage=stage, path=path, count=self.count))
+        try:
+            write_shards(self._samples(renderer, shown), folder, prefix=last)
+            for stage, images in shown.items():
+                path = folder / f"{stage}.png"
+                write_grid(path, torch.cat(images), columns=self._columns())
+                emit(SamplesWritten(stage=stage, path=path, count=self.count))
+        except OSError as error:
+            raise SetupError(f"samples cannot be written into {folder}: {error}. Make room there, or choose another folder.") from error
         return folder / f"{last}.png"
 
     def _samples(self, renderer: Renderer, shown: Mapping[str, list[Tensor]]) -> Iterator[Sample]:
@@ -76,19 +86,21 @@ class Job:
 
 
 class Progress:
-    """Counts network calls and tells of them, now and then. `calls`: those of one batch by stage."""
+    """Counts network calls and tells of them, now and then. `total`: those of the whole job, by stage."""
 
-    def __init__(self, emit: Emit, batches: int) -> None:
+    def __init__(self, emit: Emit, stop: StopRequest | None = None) -> None:
         self.emit = emit
-        self.batches = batches
-        self.calls: Mapping[str, int] = {}
+        self.stop = stop or StopRequest()
+        self.total: Mapping[str, int] = {}
         self._done: dict[str, int] = {}
         self._told = 0.0
 
     def __call__(self, stage: str) -> None:
-        """One more call of a stage's network."""
+        """One more call of a stage's network. Raises Stopped where that was asked for: what is trained is saved already."""
+        if self.stop.requested:
+            raise Stopped(f"stopped by {self.stop.reason} while stage {stage!r} was sampled. Go on with: cdmkit run ... --resume")
         self._done[stage] = self._done.get(stage, 0) + 1
-        done, total, now = self._done[stage], self.batches * self.calls[stage], time.monotonic()
+        done, total, now = self._done[stage], self.total[stage], time.monotonic()
         if done == total or now - self._told >= PAUSE:
             self._told = now
             self.emit(SamplingProgress(stage=stage, done=done, total=total))
@@ -126,7 +138,7 @@ def preview(
     path: Path,
     columns: int = 8,
 ) -> int:
-    """Write a grid of a stage's samples while it trains; returns how many it shows.
+    """Write a grid of a stage's samples while it trains; returns how many it shows. Raises OSError where it cannot be written.
 
     A base stage: `columns` rows of images from noise, with the labels of training images. A super-resolution stage: three rows, the first
     training images at low resolution, what `network` makes of them, and as they really are.
@@ -145,6 +157,6 @@ def preview(
     count = len(made)
     if low_res is not None:
         made = torch.cat((Resize.NEAREST(low_res, stage.resolution), made, downsample(pixels, stage.resolution)))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # no parents: a run that was deleted is not made again
     write_grid(path, made, columns=columns)
     return count

@@ -110,11 +110,10 @@ def test_given_folder_is_used_once(tmp_path: Path) -> None:
 
 
 def test_resume_opens_the_newest_or_the_given(tmp_path: Path) -> None:
-    """Resuming takes the newest run of the recipe, or the folder given, and forgets how it ended."""
-    first, second = make_run(tmp_path), make_run(tmp_path, outcome="stopped")
+    """Resuming takes the newest run of the recipe, or the folder given."""
+    first, second = make_run(tmp_path), make_run(tmp_path)
     with Run.resume(tmp_path, "toy") as run:
         assert run == second
-        assert run.facts["outcome"] is None
         assert run.facts["seed"] == 0
     with Run.resume(tmp_path, "toy", first.path) as run:
         assert run == first

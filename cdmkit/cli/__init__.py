@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plugins": ("cdmkit.cli.plugins:plugins", "List plugins, working and broken."),
     "components": ("cdmkit.cli.components:components", "List what recipes can name, or the options of one component."),
     "schema": ("cdmkit.cli.schema:schema", "Print the JSON Schema of recipes, for editors."),
-    "runs": ("cdmkit.cli.runs:runs", "List runs and check them."),
+    "runs": ("cdmkit.cli.runs:runs", "List runs: their state, and the steps that are saved."),
 }
 """Where each command is, and its line of help."""
 

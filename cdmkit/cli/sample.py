@@ -67,9 +67,8 @@ def sample(
         more = [*_values("s", s, lineage[-1:], lineage[1:], "condition.s"), *_values("steps", steps, lineage, lineage, "sampler.steps")]
         if more:
             recipe = read(file, plugins, [*overrides, *more])
-        folder = out or found.new_samples()
         emit = pipeline.teller(plugins)
-        grid = pipeline.sample_stage(recipe, found, recipe.stage[stage], emit, folder, count=count, batch=batch, seed=seed, labels=labels)
+        grid = pipeline.sample_stage(recipe, found, recipe.stage[stage], emit, out, count=count, batch=batch, seed=seed, labels=labels)
     click.echo(str(grid))
 
 
@@ -110,6 +109,7 @@ def _values(option: str, given: tuple[str, ...], every: list[str], known: list[s
             raise click.BadParameter(f'"{text}" is not [STAGE=]N with a whole number N', param_hint=f"--{option}")
         stages = [stage] if stage else every
         if not known or not set(stages) <= set(known):
-            raise click.BadParameter(f'"{text}": it is for {", ".join(known) or "no stage of these"}', param_hint=f"--{option}")
+            choice = f"it is for {', '.join(known)}" if known else f"{every[-1]} is sampled from noise alone"
+            raise click.BadParameter(f'"{text}": {choice}', param_hint=f"--{option}")
         for name in stages:
             yield f"stage.{name}.{key}={number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -34,19 +35,20 @@ class Watcher:
         self._last_line = 0.0
 
     def __enter__(self) -> Watcher:
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             self._bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bars.stop()
+        if self.console.is_interactive:
+            self._bars.stop()
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def _advance(self, what: str, done: int, total: int, note: str, ends: bool) -> None:
         """Move the bar of `what`; or print a line, if the last is some time ago or this is the end."""
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total, note="")
             self._bars.update(self._tasks[what], completed=done, total=total, note=note)
@@ -59,7 +61,7 @@ class Watcher:
     @hookimpl
     def cdmkit_run_started(self, event: events.RunStarted) -> None:
         """Say where everything goes."""
-        self._say(f"run {event.path}: {' -> '.join(event.stages)}")
+        self._say(f"run {event.path}: {', '.join(event.stages)}")
 
     @hookimpl
     def cdmkit_stage_started(self, event: events.StageStarted) -> None:
@@ -70,14 +72,13 @@ class Watcher:
     @hookimpl
     def cdmkit_progress(self, event: events.Progress) -> None:
         """Show loss, speed and the time left."""
-        minutes, seconds = divmod(round(event.eta), 60)
-        left = "" if self.console.is_terminal else f"  {minutes}:{seconds:02d} left"
+        left = "" if self.console.is_interactive else f"  {timedelta(seconds=round(event.eta))} left"
         note = f"loss {event.loss:.4f}  {event.images_per_second:.0f} images/s{left}"
         self._advance(event.stage, event.step, event.steps, note, ends=event.step == event.steps)
 
     @hookimpl
     def cdmkit_stage_finished(self, event: events.StageFinished) -> None:
-        """Say so where a stage is skipped."""
+        """Say so, and whether there was anything to do."""
         self._say(f"{event.stage}: {'trained already, unchanged' if event.skipped else 'trained'}, {event.step} steps")
 
     @hookimpl

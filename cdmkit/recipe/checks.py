@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -23,6 +21,11 @@ from cdmkit.recipe.model import SLUG, Recipe, Requires
 
 def check_requires(requires: Requires) -> Iterator[Problem]:
     """Whether what the recipe requires is installed."""
+    if requires == Requires():
+        return
+    from packaging.requirements import InvalidRequirement, Requirement  # slow to import
+    from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
     try:
         if not SpecifierSet(requires.cdmkit).contains(__version__, prereleases=True):
             install = f"pip install 'cdmkit{requires.cdmkit}'"
