@@ -37,7 +37,8 @@ class Loader(Batches):
         self._position = position
         parts = -(-batch // _PART)
         self._ahead = max(2, -(-2 * workers // parts))
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="cdmkit-data")
+        torch.get_num_threads()  # settles the caller's number before a reader sets its own
+        self._pool = ThreadPoolExecutor(workers, "cdmkit-data", initializer=torch.set_num_threads, initargs=(1,))
         self._coming: deque[tuple[Tensor, list[Future[tuple[Tensor, Tensor]]]]] = deque()
 
     def __next__(self) -> Batch:

@@ -19,13 +19,16 @@ from cdmkit.recipe.sources import read_file, read_override
 from cdmkit.recipe.structure import structure
 from cdmkit.recipe.tree import Node, merge
 
+DEFAULTS = Path(__file__).with_name("defaults.toml")
+"""What is laid under every recipe."""
+
 
 def read(path: Path | str, plugins: Plugins, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of a file, with `overrides` ("stage.base.train.steps=100") laid on it.
 
     Raises RecipeError with every fault, or SetupError where only what is installed is at fault.
     """
-    root = read_file(Path(path))
+    root = merge(read_file(DEFAULTS), read_file(Path(path)))
     for text in overrides:
         root = merge(root, read_override(text))
     environment = Environment(os.environ)

@@ -9,12 +9,14 @@ from enum import Enum
 from typing import Any, Union, cast, get_args, get_origin
 
 import attrs
+import tomli
 
 from cdmkit.cascade import Stage
 from cdmkit.catalog import Catalog
 from cdmkit.component import Component, Option, option_of
 from cdmkit.kinds import KINDS
-from cdmkit.recipe.model import SLUG, Data, Recipe
+from cdmkit.recipe.model import SLUG, Recipe
+from cdmkit.recipe.reading import DEFAULTS
 from cdmkit.recipe.write import to_table
 
 Schema = dict[str, Any]
@@ -25,36 +27,39 @@ _SCALARS: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", st
 def recipe_schema(catalog: Catalog) -> Schema:
     """A draft-07 JSON Schema of recipe files that use the components of `catalog`.
 
-    Tables that another file or `[defaults.stage]` completes may lack keys; in a file without these nothing may be missing.
+    Options that another file, `[defaults.stage]` or cdmkit's own defaults may complete are not required: `cdmkit validate` sees the whole.
     """
     definitions: Schema = {}
-    whole, partial = _Writer(catalog, definitions, partial=False), _Writer(catalog, definitions, partial=True)
-    root: Schema = partial.table(Recipe)
+    writer = _Writer(catalog, definitions)
+    root = writer.table(Recipe)
     root["properties"] |= {
         "extends": {"type": "string", "description": "a recipe, from this file's folder, that this one is laid on"},
         "defaults": {
             "type": "object",
             "description": "what is laid under every stage",
-            "properties": {"stage": partial.of(Stage)},
+            "properties": {"stage": writer.of(Stage)},
             "additionalProperties": False,
         },
     }
-    alone = {"required": _required(Recipe), "properties": {"data": whole.of(Data)}}
-    complete = {"properties": {"stage": {"additionalProperties": whole.of(Stage)}}}
+    given = tomli.loads(DEFAULTS.read_text(encoding="utf-8"))
+    alone = {"required": [key for key in required(Recipe) if key not in given]}
+    stage = {"required": [key for key in required(Stage) if key not in given["defaults"]["stage"]]}
     root["allOf"] = [
         {"if": {"required": ["extends"]}, "else": alone},
-        {"if": {"anyOf": [{"required": ["extends"]}, {"required": ["defaults"]}]}, "else": complete},
+        {
+            "if": {"anyOf": [{"required": ["extends"]}, {"required": ["defaults"]}]},
+            "else": {"properties": {"stage": {"additionalProperties": stage}}},
+        },
     ]
     return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "cdmkit recipe", **root, "definitions": definitions}
 
 
 @attrs.frozen
 class _Writer:
-    """Writes schemas of types; classes go to `definitions` and are referred to. `partial`: nothing is required."""
+    """Writes schemas of types; classes go to `definitions` and are referred to. Nothing is required of a single table."""
 
     catalog: Catalog
     definitions: Schema
-    partial: bool
 
     def of(self, cls: Any) -> Schema:
         """The schema of an option's type."""
@@ -72,7 +77,7 @@ class _Writer:
 
     def _reference(self, cls: type[Any]) -> Schema:
         """A reference to the definition of a kind, component or table, which is written on first use."""
-        name = ("partial-" if self.partial else "") + _name(cls)
+        name = _name(cls)
         if name not in self.definitions:
             self.definitions[name] = {}  # stands in while components that hold components of their own kind are written
             self.definitions[name] = self._choice(cls.kind) if cls in KINDS.values() else self.table(cls)
@@ -88,13 +93,10 @@ class _Writer:
         """A table of options, with `type` where it is a component's."""
         fields = attrs.fields(attrs.resolve_types(cls))
         properties = {field.name: self._option(field, known) for field in fields if (known := option_of(field))}
-        required = _required(cls)
         if issubclass(cls, Component):
             properties = {"type": {"const": cls.type_name}, **properties}
-            required = ["type", *required]
         text = inspect.getdoc(cls) or ""
-        schema = {"type": "object", "description": text, "properties": properties, "additionalProperties": False}
-        return schema if self.partial or not required else {**schema, "required": required}
+        return {"type": "object", "description": text, "properties": properties, "additionalProperties": False}
 
     def _option(self, field: attrs.Attribute[Any], known: Option) -> Schema:
         schema = self.of(field.type)
@@ -115,7 +117,8 @@ def default_of(field: attrs.Attribute[Any]) -> Any:
     return cast(Any, field.default).factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
 
 
-def _required(cls: type[Any]) -> list[str]:
+def required(cls: type[Any]) -> list[str]:
+    """The options of a class that have no default."""
     return [field.name for field in attrs.fields(cls) if option_of(field) and field.default is attrs.NOTHING]
 
 

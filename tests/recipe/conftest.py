@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cdmkit.plugins import Plugins, load_plugins
+from cdmkit.plugins import BUILTIN, Plugins, load_plugins
 from cdmkit.recipe import Fault, Faults, Recipe, read
 
 HEAD = """\
@@ -38,8 +38,8 @@ Faulty = Callable[..., list[str]]
 
 @pytest.fixture(scope="session")
 def plugins() -> Plugins:
-    """The small components, and nothing else."""
-    return load_plugins(builtin=("tests.recipe.components",))
+    """The small components beside the built-in ones."""
+    return load_plugins(builtin=(*BUILTIN, "tests.recipe.components"))
 
 
 @pytest.fixture

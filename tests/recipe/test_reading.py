@@ -9,7 +9,7 @@ import pytest
 
 from cdmkit.cascade import Mode, Stage
 from cdmkit.plugins import Plugins
-from cdmkit.recipe import Recipe, read
+from cdmkit.recipe import Recipe, read, to_table
 from tests.recipe.components import Curve, Distance, Line, Noise, Nothing, Walk
 from tests.recipe.conftest import BASE, DEFAULTS, FINE, HEAD, TWO, Faulty, Read, Write
 
@@ -189,3 +189,14 @@ def test_names_with_spaces_and_letters_beyond_ascii_work_as_paths(write: Write, 
     write(TWO, "ein ordner/größe 😀.toml")
     path = write('extends = "größe 😀.toml"\n', "ein ordner/r.toml")
     assert read(Path(os.path.abspath(path)), plugins) == read("ein ordner/größe 😀.toml", plugins)
+
+
+def test_a_recipe_need_not_say_what_has_a_default(reading: Read) -> None:
+    """Three lines for a stage are a whole recipe, and what it says beats the default: another type replaces, other options merge."""
+    stage = '[stage.base]\nresolution = 8\nbackbone = { type = "tiny" }\ntrain = { batch = 8, steps = 100 }\n'
+    recipe = reading('schema = 1\nname = "short"\n' + stage)
+    assert recipe.data.source.type_name == "shapes"
+    assert recipe.stage["base"].sampler.type_name == "ddim"
+    said = reading('schema = 1\nname = "short"\n' + stage + 'sampler = { steps = 7 }\nschedule = { type = "line" }\n').stage["base"]
+    assert (to_table(said.sampler)["type"], to_table(said.sampler)["steps"]) == ("ddim", 7)
+    assert said.schedule.type_name == "line"
