@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "cdmkit").rglob("*.py"))
 
 LAYERS = (
+    {"__main__"},
     {"cli"},
     {"pipeline"},
     {"planning", "sampling"},
