@@ -166,10 +166,10 @@ def check_networks(recipe: Recipe) -> Iterator[Problem]:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leave out filling weights normally: meta tensors hold nothing to fill, and torch would import for over a second to do it."""
+    """Leave out filling weights: meta tensors hold nothing to fill, and torch would spend a second or two on it."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         named = kwargs or {}
-        if func in (Tensor.normal_, nn.init.normal_):
+        if func is Tensor.normal_ or getattr(func, "__module__", "") == nn.init.__name__:
             return args[0] if args else named["tensor"]
         return func(*args, **named)
