@@ -19,6 +19,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/cdmkit validate recipes/*.toml
+	$(BIN)/python docs/generate.py --check
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -51,8 +51,10 @@ class Option:
     @property
     def range(self) -> str:
         """The range in words, empty where every value is admitted."""
+        if self.ge is not None and self.ge == self.le:
+            return f"{self.ge}"
         bounds = ((">=", self.ge), (">", self.gt), ("<=", self.le), ("<", self.lt))
-        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+        return " and ".join(f"{sign} {bound}" for sign, bound in bounds if bound is not None)
 
 
 def _numbers(value: object) -> Iterator[float]:

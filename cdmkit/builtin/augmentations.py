@@ -22,7 +22,7 @@ def _process(schedule: Schedule, device: torch.device, dtype: torch.dtype) -> Pr
 
 @component("gaussian-noise")
 class GaussianNoise(Augmentation):
-    """Noise the low-resolution image to a random timestep s of its own process, and tell the network s (CDM section 3.2, Algorithm 1).
+    """Noise the low-resolution image to a random timestep s of its own process, and tell the network s (CDM, Algorithm 1).
 
     It stays on when sampling, at the s of the stage's `condition`: truncated, the parent's chain stops there; non-truncated, its finished
     sample is noised to there (Algorithm 2). s = 0 is no noise.
@@ -57,7 +57,7 @@ class GaussianNoise(Augmentation):
 
 @component("gaussian-blur")
 class GaussianBlur(Augmentation):
-    """Blur a share of the low-resolution images, in training only (CDM section 3.3: 3x3, sigma ~ U(0.4, 0.6), half the examples)."""
+    """Blur a share of the low-resolution images, in training only (CDM section 3: 3x3, sigma ~ U(0.4, 0.6), half the examples)."""
 
     probability: float = option(0.5, help="share of examples that are blurred", ge=0, le=1)
     min_sigma: float = option(0.4, help="smallest standard deviation, in pixels of the low-resolution image", gt=0)

@@ -25,13 +25,13 @@ def components(kind: str | None, name: str | None, as_json: bool) -> None:
     """List what recipes can name: all of it, the components of a KIND, or the options of the component NAME."""
     catalog = loaded_plugins().catalog
     if kind is not None and kind not in catalog.offers:
-        raise UsageError(f'no kind "{kind}"{did_you_mean(kind, catalog.offers)} Kinds: {", ".join(catalog.offers)}')
+        raise UsageError(f'no kind "{kind}"{did_you_mean(kind, catalog.offers)} (kinds: {", ".join(catalog.offers)})')
     if kind is None or name is None:
         rows = [_summary(offer) for each in catalog.offers if kind in (None, each) for offer in _offers(catalog, each)]
         print_json(rows) if as_json else print_table(("kind", "name", "what it is", "from"), (row.values() for row in rows))
         return
     if name not in catalog.offers[kind]:
-        raise UsageError(f'no {kind} "{name}"{did_you_mean(name, catalog.names(kind))} Known: {", ".join(catalog.names(kind))}')
+        raise UsageError(f'no {kind} "{name}"{did_you_mean(name, catalog.names(kind))} (known: {", ".join(catalog.names(kind))})')
     for offer in catalog.offers[kind][name]:
         _print_component(offer, as_json)
 
