@@ -172,7 +172,7 @@ class Source(Component):
         """Look at the data. Raises DataError, saying what was looked for and how to make it, where it is not there or not usable."""
 
     @abstractmethod
-    def open(self, batch: int, rank: int, world: int, seed: int, position: int) -> contextlib.closing[Batches]:
+    def open(self, batch: int, rank: int, world: int, seed: int, position: int) -> Batches:
         """An endless stream of this rank's batches of `batch` images, the first starting at global `position`.
 
         The order is a function of (seed, position) alone. Global batch g holds positions [g * batch * world, (g + 1) * batch * world);
@@ -181,7 +181,13 @@ class Source(Component):
 
 
 class Batches(Iterator[Batch], ABC):
-    """An open stream of batches; `close` ends its threads and files."""
+    """An open stream of batches: a context manager that closes itself."""
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @abstractmethod
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 from enum import Enum
@@ -82,10 +81,9 @@ class Shapes(Source):
         digest = hashlib.sha256(repr(self).encode() + some.numpy().tobytes()).hexdigest()
         return DataCard(resolution=self.resolution, count=self.count, classes=self.classes, fingerprint=digest)
 
-    def open(self, batch: int, rank: int, world: int, seed: int, position: int) -> contextlib.closing[Batches]:
+    def open(self, batch: int, rank: int, world: int, seed: int, position: int) -> Batches:
         """Batches drawn ahead by one thread."""
-        loader = Loader(self.render, self.count, batch=batch, rank=rank, world=world, seed=seed, position=position, workers=1)
-        return contextlib.closing(loader)
+        return Loader(self.render, self.count, batch=batch, rank=rank, world=world, seed=seed, position=position, workers=1)
 
     def render(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Draw images `indices` (int64 [B]): uint8 [B, 3, S, S] and their labels, int64 [B]."""

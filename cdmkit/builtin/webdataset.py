@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from cdmkit.component import Component, component, option
 from cdmkit.data.loader import Loader
 from cdmkit.data.shards import open_shards
@@ -27,11 +25,10 @@ class WebDataset(Source):
         shards = open_shards(self.shards)
         return DataCard(resolution=shards.resolution, count=len(shards), classes=shards.classes, fingerprint=shards.fingerprint())
 
-    def open(self, batch: int, rank: int, world: int, seed: int, position: int) -> contextlib.closing[Batches]:
+    def open(self, batch: int, rank: int, world: int, seed: int, position: int) -> Batches:
         """Batches from a pool of `workers` threads."""
         shards = open_shards(self.shards)
-        loader = Loader(shards.read, len(shards), batch=batch, rank=rank, world=world, seed=seed, position=position, workers=self.workers)
-        return contextlib.closing(loader)
+        return Loader(shards.read, len(shards), batch=batch, rank=rank, world=world, seed=seed, position=position, workers=self.workers)
 
 
 @hookimpl

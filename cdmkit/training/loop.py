@@ -69,7 +69,7 @@ def train(
     return place(checkpoints, learner.step)
 
 
-def _open(source: Source, stage: Stage, session: Session, seed: int, step: int) -> contextlib.closing[Batches]:
+def _open(source: Source, stage: Stage, session: Session, seed: int, step: int) -> Batches:
     """The stream of this rank's parts of batches, from the first image that `step` steps have not seen."""
     parts = stage.train.accumulate * session.world
     if stage.train.batch % parts:

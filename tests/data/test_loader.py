@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
@@ -27,7 +26,7 @@ def read(indices: Tensor) -> tuple[Tensor, Tensor]:
 
 def batches(number: int, batch: int = 8, rank: int = 0, world: int = 1, seed: int = 0, position: int = 0, workers: int = 2) -> list[Batch]:
     loader = Loader(read, COUNT, batch=batch, rank=rank, world=world, seed=seed, position=position, workers=workers)
-    with contextlib.closing(loader):
+    with loader:
         return list(itertools.islice(loader, number))
 
 
@@ -96,7 +95,7 @@ def test_error_comes_where_the_batch_would() -> None:
             raise DataError(f"shard: key {broken}")
         return read(indices)
 
-    with contextlib.closing(Loader(fails, COUNT, batch=8)) as loader:
+    with Loader(fails, COUNT, batch=8) as loader:
         assert len(list(itertools.islice(loader, 2))) == 2
         for _ in range(2):
             with pytest.raises(DataError, match=f"key {broken}"):
@@ -111,7 +110,7 @@ def test_reads_ahead_within_bounds() -> None:
         asked.append(len(indices))
         return read(indices)
 
-    with contextlib.closing(Loader(counts, COUNT, batch=8, workers=2)) as loader:
+    with Loader(counts, COUNT, batch=8, workers=2) as loader:
         next(loader)
         time.sleep(0.2)
         assert 16 <= sum(asked) <= 6 * 8
@@ -125,7 +124,7 @@ def test_workers_work_at_once() -> None:
         meeting.wait()
         return read(indices)
 
-    with contextlib.closing(Loader(meets, COUNT, batch=64 * 3, workers=3)) as loader:
+    with Loader(meets, COUNT, batch=64 * 3, workers=3) as loader:
         assert len(next(loader).images) == 64 * 3
         meeting.abort()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +75,8 @@ class RandomImages(Source):
     def card(self) -> DataCard:
         return DataCard(resolution=self.resolution, count=1000, classes=CLASSES, fingerprint="random")
 
-    def open(self, batch: int, rank: int, world: int, seed: int, position: int) -> contextlib.closing[Batches]:
-        return contextlib.closing(RandomBatches(self.resolution, batch, rank, world, seed, position))
+    def open(self, batch: int, rank: int, world: int, seed: int, position: int) -> Batches:
+        return RandomBatches(self.resolution, batch, rank, world, seed, position)
 
 
 @attrs.define
