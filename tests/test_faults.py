@@ -164,17 +164,13 @@ def test_a_holder_on_another_host_is_believed_unless_forced(tmp_path: Path, trai
     assert tiny.call("run", recipe, "--run", folder, "--resume", "--force").exit_code == 0
 
 
-@pytest.mark.parametrize("long", [False, True])
-def test_paths_may_be_of_any_kind(tmp_path: Path, long: bool) -> None:
-    """Blanks, letters beyond ASCII, and folders deep below each other: for recipe, data and run."""
-    folder = tmp_path / "Bilder für alle [1] #2 – 画像"
-    for _ in range(12 if long else 0):
-        folder = folder / ("x" * 200)
+def test_paths_may_be_of_any_kind(tmp_path: Path) -> None:
+    """Blanks, letters beyond ASCII, what wildcards are made of, and folders deep below each other: for recipe, data and run."""
+    folder = tmp_path / "Bilder für alle [1] #2 – 画像" / "/".join(["x" * 200] * 12)
     folder.mkdir(parents=True)
     shards = tiny.run(tiny.write(folder, name="mein Rezept.toml")) / "samples" / "fine-*.tar"
-    recipe = tiny.write(
-        folder, tiny.RECIPE.replace('type = "shapes", resolution = 8, count = 32', f'type = "webdataset", shards = "{shards}"')
-    )
+    source = f'type = "webdataset", shards = "{shards}"'
+    recipe = tiny.write(folder, tiny.RECIPE.replace('type = "shapes", resolution = 8, count = 32', source))
     code, out, err = command("run", recipe, "--run", folder / "ein Lauf")
     assert (code, out) == (0, f"{folder / 'ein Lauf' / 'samples' / 'fine.png'}\n"), err
     assert tiny.call("sample", folder / "ein Lauf", "--count", 2, "--out", folder / "ö").exit_code == 0

@@ -1,0 +1,51 @@
+"""`cdmkit runs`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture
+def root(trained: Path, tmp_path: Path) -> Path:
+    """A folder with a finished run, one that could not note its end, and one of another recipe."""
+    for name, outcome in (("tiny/20260101-000000", "finished"), ("tiny/20260102-000000", None), ("other/20250101-000000", "stopped")):
+        shutil.copytree(trained, tmp_path / name)
+        facts = json.loads((tmp_path / name / "run.json").read_text())
+        (tmp_path / name / "run.json").write_text(json.dumps({**facts, "name": name.partition("/")[0], "outcome": outcome}))
+    shutil.rmtree(tmp_path / "tiny/20260102-000000/stages/fine")
+    return tmp_path
+
+
+def test_runs_are_listed_the_oldest_first(root: Path) -> None:
+    """With state and steps saved."""
+    runs = json.loads(tiny.call("runs", "--runs", root, "--json").stdout)
+    assert [(run["recipe"], Path(run["path"]).name, run["state"], run["steps"]) for run in runs] == [
+        ("other", "20250101-000000", "stopped", {"base": 4, "fine": 4}),
+        ("tiny", "20260101-000000", "finished", {"base": 4, "fine": 4}),
+        ("tiny", "20260102-000000", "interrupted", {"base": 4}),
+    ]
+    assert all(run["started"].endswith("+00:00") for run in runs)
+
+
+def test_those_of_one_recipe_may_be_asked_for(root: Path) -> None:
+    """A row each in the table for people, too."""
+    result = tiny.call("runs", "tiny", "--runs", root)
+    rows = [line.split() for line in result.stdout.splitlines() if str(root) in line]
+    assert [(row[0], row[1], row[3:]) for row in rows] == [
+        (f"{root}/tiny/20260101-000000", "finished", ["base", "4,", "fine", "4"]),
+        (f"{root}/tiny/20260102-000000", "interrupted", ["base", "4"]),
+    ]
+
+
+@pytest.mark.parametrize("arguments", [(), ("other",)])
+def test_none_is_no_error(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """An empty list; for people a line on stderr."""
+    result = tiny.call("runs", *arguments, "--runs", tmp_path / "gone")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"no runs under {tmp_path}/gone\n")
+    assert json.loads(tiny.call("runs", *arguments, "--runs", tmp_path / "gone", "--json").stdout) == []
