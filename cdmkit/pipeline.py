@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -131,10 +132,17 @@ def harmless(change: str, same_images: bool) -> bool:
 
 
 def teller(plugins: Plugins) -> Emit:
-    """Tells every plugin that observes."""
+    """Tells every plugin that observes. One that fails is warned of once for each kind of event; the work goes on."""
+    failed: set[str] = set()
 
     def emit(event: Event) -> None:
-        getattr(plugins.manager.hook, hook_name(type(event)))(event=event)
+        hook = hook_name(type(event))
+        try:
+            getattr(plugins.manager.hook, hook)(event=event)
+        except Exception as error:
+            if hook not in failed:
+                sys.stderr.write(f"cdmkit: warning: a plugin failed in {hook}: {type(error).__name__}: {error}. The work goes on.\n")
+            failed.add(hook)
 
     return emit
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from cdmkit import pipeline
 from cdmkit.builtin.shapes import Shapes
 from cdmkit.builtin.webdataset import WebDataset
 from cdmkit.data.writer import Sample, write_shards
+from cdmkit.events import Progress
+from cdmkit.hookspecs import hookimpl
 from cdmkit.log import read_metrics
 from cdmkit.plugins import load_plugins
 from cdmkit.recipe import read
@@ -306,6 +309,23 @@ def test_grids_that_cannot_be_written_do_not_end_training(tmp_path: Path) -> Non
     warnings = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines() if '"warned"' in line]
     assert ["no samples of step" in warning["message"] for warning in warnings] == [True, True]
     assert load(run / "stages" / "base" / "ckpt" / "step-00000008").step == 8
+
+
+class Breaks:
+    """A tracker that lost its server."""
+
+    @hookimpl
+    def cdmkit_progress(self, event: Progress) -> None:
+        raise ConnectionError(f"no route at step {event.step}")
+
+
+def test_a_failing_observer_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is warned of once, and the logs miss nothing."""
+    grid = pipeline.run(tiny.write(tmp_path), load_plugins(extra=[Breaks()]), (), pipeline.Place(root=tmp_path))
+    assert len(read_metrics(grid.parents[1] / "metrics.jsonl")) == 4
+    assert capsys.readouterr().err == (
+        "cdmkit: warning: a plugin failed in cdmkit_progress: ConnectionError: no route at step 2. The work goes on.\n"
+    )
 
 
 def test_another_seed_is_another_run(tmp_path: Path, trained: Path) -> None:
