@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from cdmkit.builtin.shapes import Shapes
-from cdmkit.cascade import Stage
+from cdmkit.cascade import Mode, Stage
+from cdmkit.component import evolve
 from cdmkit.data.decode import decode
 from cdmkit.data.resize import Resize
 from cdmkit.errors import CheckpointError, SetupError, Stopped
@@ -163,6 +164,20 @@ def test_a_preview_enlarges_training_images_and_leaves_the_network_as_it_was(lin
     assert (real.float() - Resize.AREA(originals, 8)).abs().max() <= 1
     assert (low[:, :, ::2, ::2].float() - Resize.AREA(originals, 4)).abs().max() <= 1
     assert (made != real).any()
+
+
+def test_a_preview_noises_training_images_to_s_in_either_mode(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
+    """A truncated stage's network expects z_s, which real images are not: they are noised to it, as a finished parent's would be."""
+    base, fine = lineage
+    network = open_renderer(lineage, trained / "stages", 8, 0, lambda stage: None).networks["fine"]
+
+    def show(name: str, **condition: object) -> bytes:
+        stage, path = evolve(fine, condition=evolve(fine.condition, **condition)), tmp_path / "samples" / name
+        preview(stage, base, network=network, source=Shapes(resolution=8), downsample=Resize.AREA, seed=0, path=path)
+        return path.read_bytes()
+
+    truncated, finished, clean = show("t", mode=Mode.TRUNCATED), show("n", mode=Mode.NON_TRUNCATED), show("c", s=0)
+    assert truncated == finished != clean
 
 
 def test_a_preview_does_not_make_a_deleted_run_again(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_bars_on_a_terminal() -> None:
     assert "loss 0.0286" in text
     assert "run runs/x: base, fine" in text
     assert "base: 40/40" not in text
+    assert "/40" not in text.partition("warning: ")[2], "a bar outlives what it shows"
 
 
 def test_no_color_is_obeyed() -> None:
