@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ CLASSES = 8
 
 
 def _cdmkit(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "cdmkit", *words], check=True, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # as a user has it: all cores
+    done = subprocess.run([sys.executable, "-m", "cdmkit", *words], check=True, capture_output=True, text=True, env=environment)
     return done.stdout.strip()
 
 
