@@ -74,7 +74,7 @@ def ours(sampler: Ancestral | Ddim, process: Process) -> Loop:
 
     def loop(noise: Tensor, said: Tensor) -> Tensor:
         denoiser = Denoiser(lambda _x, _level, _condition: said, Parameterization())
-        return sampler(denoiser.bound(Condition()), noise, process, lambda _k: said)
+        return sampler(denoiser.bind(Condition()), noise, process, lambda _k: said)
 
     return loop
 

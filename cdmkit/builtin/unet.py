@@ -67,7 +67,7 @@ class UNetModule(nn.Module):
         width, embedding = options.channels, 4 * options.channels
         self.embedding = Embedding(width, embedding, spec)
         first = options.multipliers[0] * width
-        self.inlet = nn.Conv2d(spec.image_channels * (2 if spec.low_res else 1), first, 3, padding=1)
+        self.conv_in = nn.Conv2d(spec.image_channels * (2 if spec.low_res else 1), first, 3, padding=1)
         channels, resolution, skips = first, spec.resolution, [first]
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(options.multipliers):
@@ -95,12 +95,12 @@ class UNetModule(nn.Module):
                     layer.append(Upsample(channels))
                 self.up.append(layer)
         self.norm = _norm(channels)
-        self.outlet = _zero(nn.Conv2d(channels, spec.out_channels, 3, padding=1))
+        self.conv_out = _zero(nn.Conv2d(channels, spec.out_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, noise_level: Tensor, condition: Condition) -> Tensor:
         """Down, across and up, joining each step up with the same step down."""
         emb = self.embedding(noise_level, condition)
-        h = self.inlet(x_t if condition.low_res is None else torch.cat((x_t, condition.low_res), dim=1))
+        h = self.conv_in(x_t if condition.low_res is None else torch.cat((x_t, condition.low_res), dim=1))
         skips = [h]
         for layer in self.down:
             h = layer(h, emb)
@@ -109,7 +109,7 @@ class UNetModule(nn.Module):
             h = layer(h, emb)
         for layer in self.up:
             h = layer(torch.cat((h, skips.pop()), dim=1), emb)
-        out: Tensor = self.outlet(F.silu(self.norm(h)))
+        out: Tensor = self.conv_out(F.silu(self.norm(h)))
         return out
 
 
@@ -177,7 +177,7 @@ class Block(nn.Module):
         self.scale_shift = options.scale_shift
         self.norm1 = _norm(channels)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
-        self.told = nn.Linear(embedding, 2 * out if options.scale_shift else out)
+        self.emb_proj = nn.Linear(embedding, 2 * out if options.scale_shift else out)
         self.norm2 = _norm(out)
         self.dropout = nn.Dropout(options.dropout)
         self.conv2 = _zero(nn.Conv2d(out, out, 3, padding=1))
@@ -186,7 +186,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[B, C, R, R], [B, E] -> [B, C', R, R]."""
         h = self.conv1(F.silu(self.norm1(x)))
-        told = self.told(emb)[:, :, None, None]
+        told = self.emb_proj(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = told.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)  # AdaGN, Improved DDPM appendix A

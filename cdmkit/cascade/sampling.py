@@ -67,7 +67,7 @@ class Renderer:
         )
         noise = Stream.of(self.seed, stage.name, "sample", "noise")
         shape = (3, stage.resolution, stage.resolution)
-        denoise = self._watched(stage.name, session, stage.denoiser(self.networks[stage.name]).bound(told))
+        denoise = self._watched(stage.name, session, stage.denoiser(self.networks[stage.name]).bind(told))
         with session.autocast():
             images = stage.sampler(
                 denoise, noise.normal(indices, shape), stage.sampling_process(), lambda k: noise.normal(indices, shape, step=k), s

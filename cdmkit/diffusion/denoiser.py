@@ -85,7 +85,7 @@ class Denoiser:
             x0 = x0.clamp(-1, 1)
         return Denoised(x0, self.parameterization.log_variance(output.ranged, process, t, x_t))
 
-    def bound(self, condition: Condition) -> Denoise:
+    def bind(self, condition: Condition) -> Denoise:
         """`denoise` with the condition filled in: what a sampler calls."""
 
         def denoise(x_t: Tensor, t: Tensor, process: Process) -> Denoised:

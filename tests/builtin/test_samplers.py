@@ -40,7 +40,7 @@ class ExactNetwork:
 
 def exact(process: Process = PROCESS, prediction: Prediction = Prediction.EPSILON, variance: Variance = Variance.FIXED_SMALL) -> Denoise:
     """The exact denoiser, unclipped: the data is not bounded."""
-    return Denoiser(ExactNetwork(process, prediction), Parameterization(prediction, variance), clip=False).bound(Condition())
+    return Denoiser(ExactNetwork(process, prediction), Parameterization(prediction, variance), clip=False).bind(Condition())
 
 
 def sample(sampler: Sampler, count: int, stop_at: int = 0, process: Process = PROCESS, denoise: Denoise | None = None) -> Tensor:
@@ -91,7 +91,7 @@ def test_a_learned_variance_is_used_for_each_pixel() -> None:
     ranged = torch.linspace(-1, 1, 3 * 8 * 8, dtype=torch.float64).view(1, *SHAPE)
     x0 = torch.zeros(1, *SHAPE, dtype=torch.float64)
     parameterization = Parameterization(Prediction.X0, Variance.LEARNED_RANGE)
-    denoise = Denoiser(lambda *_: torch.cat((x0, ranged), dim=1), parameterization).bound(Condition())
+    denoise = Denoiser(lambda *_: torch.cat((x0, ranged), dim=1), parameterization).bind(Condition())
     stop = int(chain.timesteps[1])
     x = Ancestral(steps=2)(denoise, torch.zeros_like(x0), PROCESS, lambda _k: torch.ones_like(x0), stop)
     beta, tilde = float(chain.betas[2]), float(chain.posterior_variance[2])
@@ -140,7 +140,7 @@ def test_a_ddim_step_is_equation_12(eta: float) -> None:
         epsilon = (x - ab[k].sqrt() * x0) / (1 - ab[k]).sqrt()
         sigma = eta * ((1 - ab[k - 1]) / (1 - ab[k])).sqrt() * (1 - ab[k] / ab[k - 1]).sqrt()
         x = ab[k - 1].sqrt() * x0 + (1 - ab[k - 1] - sigma**2).sqrt() * epsilon + sigma * noises[k]
-    denoise = Denoiser(lambda *_: said, Parameterization()).bound(Condition())
+    denoise = Denoiser(lambda *_: said, Parameterization()).bind(Condition())
     torch.testing.assert_close(Ddim(steps=4, eta=eta)(denoise, noises[0], PROCESS, lambda k: noises[k]), x, rtol=1e-9, atol=1e-9)
 
 
@@ -156,7 +156,7 @@ def test_an_ancestral_step_is_algorithm_2_of_ddpm() -> None:
         x = (x - beta / (1 - ab).sqrt() * said) / (1 - beta).sqrt()
         if t > 1:
             x = x + beta.sqrt() * noises[t]
-    denoise = Denoiser(lambda *_: said, Parameterization(variance=Variance.FIXED_LARGE), clip=False).bound(Condition())
+    denoise = Denoiser(lambda *_: said, Parameterization(variance=Variance.FIXED_LARGE), clip=False).bind(Condition())
     torch.testing.assert_close(Ancestral(steps=30)(denoise, noises[0], process, lambda k: noises[k]), x, rtol=1e-9, atol=1e-9)
 
 
@@ -175,7 +175,7 @@ def test_a_chain_that_stops_at_s_gives_noisy_data(sampler: Sampler, s: int) -> N
 def test_the_network_is_called_as_often_as_announced(make: Callable[[int], Sampler], steps: int, stop_at: int, expected: int) -> None:
     """`calls` counts the points of the chain above stop_at, and the sampler keeps to it, from T downwards."""
     sampler, network = make(steps), ExactNetwork(PROCESS, Prediction.EPSILON)
-    sample(sampler, 1, stop_at, denoise=Denoiser(network, Parameterization(), clip=False).bound(Condition()))
+    sample(sampler, 1, stop_at, denoise=Denoiser(network, Parameterization(), clip=False).bind(Condition()))
     assert sampler.calls(PROCESS, stop_at) == expected
     points = sampler.chain(PROCESS, stop_at).timesteps.tolist()
     assert network.levels == [float(t) for t in reversed(points) if t > stop_at]
@@ -245,7 +245,7 @@ def test_sampling_may_follow_another_schedule_than_training() -> None:
         x0 = MEAN + ab.sqrt() * DEVIATION**2 / (ab * DEVIATION**2 + 1 - ab) * (x_t - ab.sqrt() * MEAN)
         return (x_t - ab.sqrt() * x0) / (1 - ab).sqrt()
 
-    denoise = Denoiser(network, Parameterization(noise_input=NoiseInput.ALPHA_BAR), clip=False).bound(Condition())
+    denoise = Denoiser(network, Parameterization(noise_input=NoiseInput.ALPHA_BAR), clip=False).bind(Condition())
     process = Linear(timesteps=1000).process()
     assert_moments(sample(Ddim(steps=200), 150, process=process, denoise=denoise), MEAN, DEVIATION)
 

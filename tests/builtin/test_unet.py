@@ -196,7 +196,7 @@ def test_a_block_takes_in_the_embedding_at_its_second_norm(scale_shift: bool) ->
         return h / (1 + torch.exp(-h))
 
     h = block.conv1(silu(norm(x, block.norm1)))
-    taken = (emb @ block.told.weight.T + block.told.bias)[:, :, None, None]
+    taken = (emb @ block.emb_proj.weight.T + block.emb_proj.bias)[:, :, None, None]
     h = norm(h, block.norm2) * (1 + taken[:, :12]) + taken[:, 12:] if scale_shift else norm(h + taken, block.norm2)
     torch.testing.assert_close(block(x, emb), block.skip(x) + block.conv2(silu(h)))
 

@@ -81,7 +81,7 @@ def test_a_truncated_parent_stops_at_s() -> None:
     images = render(INDICES, LABELS)
     base = lineage[0]
     noise = Stream.of(0, "base", "sample", "noise")
-    bound = base.denoiser(made["base"]).bound(made["base"].told[0][2])
+    bound = base.denoiser(made["base"]).bind(made["base"].told[0][2])
     with torch.inference_mode():
         z_s = base.sampler(
             bound, noise.normal(INDICES, (3, 4, 4)), base.schedule.process(), lambda k: noise.normal(INDICES, (3, 4, 4), k), stop_at=8

@@ -89,5 +89,5 @@ def test_bound_fills_in_the_condition() -> None:
     """What a sampler calls needs no condition."""
     network, condition = Told(EPSILON), Condition(torch.tensor([3, 4]))
     denoiser = Denoiser(network, Parameterization())
-    assert torch.equal(denoiser.bound(condition)(X_T, T, CHAIN).x0, denoiser.denoise(X_T, T, CHAIN, condition).x0)
+    assert torch.equal(denoiser.bind(condition)(X_T, T, CHAIN).x0, denoiser.denoise(X_T, T, CHAIN, condition).x0)
     assert network.calls[0][2] is condition
