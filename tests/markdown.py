@@ -50,5 +50,6 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Where the links of a page lead."""
-    return re.findall(r"\]\(([^)\s]+)\)", _BLOCK.sub("", page.read_text(encoding="utf-8")))
+    """Where the links of a page lead, and its pictures lie."""
+    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'<img src="([^"]+)"', text)]

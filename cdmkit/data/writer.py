@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import itertools
 import json
@@ -28,8 +29,8 @@ class Sample(NamedTuple):
 def write_shards(samples: Iterable[Sample], folder: Path, prefix: str = "train", per_shard: int = 10_000) -> list[Path]:
     """Write samples to `folder/prefix-00000.tar`, ... as lossless PNG, `.cls` and `.json`, with keys `prefix-0000000`, ...
 
-    Each shard is complete or not there, and equal samples make equal bytes. Returns the shards' paths. Raises OSError where a shard cannot
-    be written.
+    Each shard is complete or not there, and equal samples make equal bytes. Shards of these names that were there before are replaced, those
+    beyond the last one removed, so that no two jobs mix. Returns the shards' paths. Raises OSError where a shard cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
@@ -38,6 +39,8 @@ def write_shards(samples: Iterable[Sample], folder: Path, prefix: str = "train",
         path = folder / f"{prefix}-{len(paths):05d}.tar"
         _write_shard(path, prefix, itertools.chain([first], itertools.islice(numbered, per_shard - 1)))
         paths.append(path)
+    for stale in sorted(set(folder.glob(f"{glob.escape(prefix)}-[0-9][0-9][0-9][0-9][0-9].tar")) - set(paths)):
+        stale.unlink()
     return paths
 
 

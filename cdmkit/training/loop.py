@@ -46,7 +46,7 @@ def train(
     """Train `stage` to `stage.train.steps` and give the path of its last checkpoint.
 
     Goes on from the newest checkpoint under `folder`/ckpt, if any: killed at any instant and called again, it ends with the same bits as
-    if it had not been disturbed (on one device, with the same number of threads and the same `accumulate`).
+    if it had not been disturbed (on a CPU, with the same number of threads and the same `accumulate`).
 
     parent: the stage that `stage` is conditioned on. classes: labels of the data. metadata: what the weights files shall carry.
     Raises Stopped after saving where `stop` is set, NumericsError at `BAD_STEPS` bad steps in a row, CheckpointError where saving or

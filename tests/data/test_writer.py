@@ -76,3 +76,12 @@ def test_a_failing_source_leaves_no_half_shard(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="sampling failed"):
         write_shards(failing(), tmp_path, per_shard=2)
     assert [path.name for path in tmp_path.iterdir()] == ["train-00000.tar"]
+
+
+def test_no_shard_of_an_earlier_job_stays(tmp_path: Path) -> None:
+    """A smaller job in the same folder: what its shards' pattern finds is its own; other files are left alone."""
+    images = [Sample(torch.full((3, 4, 4), value, dtype=torch.uint8)) for value in range(5)]
+    write_shards(images, tmp_path, prefix="base", per_shard=2)
+    write_shards(images, tmp_path, prefix="base-more", per_shard=5)
+    assert write_shards(images[:1], tmp_path, prefix="base", per_shard=2) == [tmp_path / "base-00000.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base-00000.tar", "base-more-00000.tar"]

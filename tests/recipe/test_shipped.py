@@ -59,8 +59,8 @@ def test_it_is_planned(path: Path, all_plugins: Plugins) -> None:
     assert all(each[count] > 0 for each in plans for count in counts)
 
 
-def test_the_papers_cascade_is_as_large_as_it_says() -> None:
-    """A base of 0.7 to 0.9 billion parameters; images seen are steps times batch (CDM appendix B)."""
+def test_the_papers_cascade_is_planned() -> None:
+    """Images seen are steps times batch (CDM appendix B); the base's parameters are our own count: the paper gives none."""
     base, sr64, sr256 = planned(next(path for path in RECIPES if path.stem == "imagenet256"))
     assert (base["stage"], sr64["after"], sr256["after"]) == ("base", "base", "sr64")
     assert base["parameters"] == pytest.approx(792.3e6, rel=1e-4)
