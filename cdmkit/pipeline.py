@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -15,7 +15,7 @@ from torch import nn
 from cdmkit import training
 from cdmkit.cascade import Stage
 from cdmkit.data.resize import Resize
-from cdmkit.errors import DataError, RecipeError, Stopped, UsageError
+from cdmkit.errors import CheckpointError, DataError, RecipeError, Stopped, UsageError
 from cdmkit.events import Emit, Event, RunFinished, RunStarted, SamplesWritten, StageFinished, Warned
 from cdmkit.hookspecs import hook_name
 from cdmkit.kinds import DataCard
@@ -23,7 +23,7 @@ from cdmkit.log import EventLog, MetricsLog
 from cdmkit.plugins import Plugins
 from cdmkit.recipe import Recipe, diff, read, to_table, to_toml
 from cdmkit.runs import Run
-from cdmkit.sampling import Job, Progress, preview
+from cdmkit.sampling import Job, Progress, obey, preview
 
 
 def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Place) -> Path:
@@ -132,17 +132,19 @@ def harmless(change: str, same_images: bool) -> bool:
 
 
 def teller(plugins: Plugins) -> Emit:
-    """Tells every plugin that observes. One that fails is warned of once for each kind of event; the work goes on."""
-    failed: set[str] = set()
+    """Tells every plugin that observes, each by itself. One that fails is warned of once; the others are told, and the work goes on."""
+    failed: set[int] = set()
 
     def emit(event: Event) -> None:
         hook = hook_name(type(event))
-        try:
-            getattr(plugins.manager.hook, hook)(event=event)
-        except Exception as error:
-            if hook not in failed:
-                sys.stderr.write(f"cdmkit: warning: a plugin failed in {hook}: {type(error).__name__}: {error}. The work goes on.\n")
-            failed.add(hook)
+        for observer in reversed(getattr(plugins.manager.hook, hook).get_hookimpls()):  # in pluggy's order
+            try:
+                observer.function(*[event for _ in observer.argnames])
+            except Exception as error:
+                if id(observer.plugin) not in failed:
+                    failed.add(id(observer.plugin))
+                    name = getattr(observer.plugin, "__name__", type(observer.plugin).__name__)
+                    emit(Warned(message=f"plugin {name} failed in {hook}: {type(error).__name__}: {error}. The work goes on."))
 
     return emit
 
@@ -186,7 +188,11 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Em
         path = folder / "samples" / f"step-{step:08d}.png"
         source, downsample = recipe.data.source, recipe.data.downsample
         try:
-            count = preview(stage, parent, network=network, source=source, downsample=downsample, seed=recipe.seed, path=path)
+            count = preview(
+                stage, parent, network=network, source=source, downsample=downsample, seed=recipe.seed, path=path, tick=partial(obey, stop)
+            )
+        except Stopped:
+            return  # training saves, then stops
         except OSError as error:
             emit(Warned(message=f"stage {stage.name!r}: no samples of step {step}: {error}. Training goes on."))
         else:
@@ -230,15 +236,20 @@ def sample_stage(
 ) -> Path:
     """Sample the cascade up to `stage` into `folder`, by default a new one of the run; what is not given is as `recipe` says.
 
-    labels: those to make, in turn; by default all of the data's. Returns the grid. Raises UsageError where there is no such label,
-    and Stopped where `stop` is set.
+    labels: those to make, in turn; by default all of the data's, where a stage is told them. Returns the grid. Raises UsageError where
+    there is no such label, CheckpointError where a stage was trained as another one, and Stopped where `stop` is set.
     """
-    classes = recipe.data.classes
+    lineage = recipe.cascade.lineage(stage.name)
+    classes = recipe.data.classes if any(each.labels for each in lineage) else 0
     if strange := [label for label in labels if not 0 <= label < classes]:
-        known = f"labels are 0 to {classes - 1}" if classes else "the data has no classes"
+        known = (
+            f"labels are 0 to {classes - 1}" if classes else "no stage is told labels" if recipe.data.classes else "the data has no classes"
+        )
         raise UsageError(f"no class {', '.join(map(str, strange))}: {known}")
+    for each in lineage:
+        _check_trained_as_is(each, recipe.cascade.parent(each), run)
     job = Job(
-        lineage=recipe.cascade.lineage(stage.name),
+        lineage=lineage,
         count=count or recipe.sample.count,
         batch=batch or recipe.sample.batch,
         seed=recipe.seed if seed is None else seed,
@@ -246,3 +257,15 @@ def sample_stage(
     )
     renderer = job.renderer(run.path / "stages", classes, Progress(emit, stop))
     return job.run(renderer, folder or run.new_samples(), emit)
+
+
+def _check_trained_as_is(stage: Stage, parent: Stage | None, run: Run) -> None:
+    """Raise CheckpointError where the newest weights of a stage were trained as another one."""
+    path = training.latest(run.path / "stages" / stage.name / "ckpt")
+    told = training.read_metadata(path / "ema.safetensors") if path else {}
+    if "table" not in told:  # weights that are not there, or say nothing of themselves, are refused if they do not fit
+        return
+    now = training.lasting(to_table(stage), to_table(parent) if parent else None)
+    if changes := diff({"stage": {stage.name: training.lasting(told["table"], told["parent"])}}, {"stage": {stage.name: now}}):
+        listed = "\n  ".join(changes)
+        raise CheckpointError(f"stage {stage.name!r} was trained as another one:\n  {listed}\nTake the change back, or train it so first.")

@@ -97,13 +97,18 @@ class Progress:
 
     def __call__(self, stage: str) -> None:
         """One more call of a stage's network. Raises Stopped where that was asked for: what is trained is saved already."""
-        if self.stop.requested:
-            raise Stopped(f"stopped by {self.stop.reason} while stage {stage!r} was sampled. Go on with: cdmkit run ... --resume")
+        obey(self.stop, stage)
         self._done[stage] = self._done.get(stage, 0) + 1
         done, total, now = self._done[stage], self.total[stage], time.monotonic()
         if done == total or now - self._told >= PAUSE:
             self._told = now
             self.emit(SamplingProgress(stage=stage, done=done, total=total))
+
+
+def obey(stop: StopRequest, stage: str) -> None:
+    """Raise Stopped where that was asked for, while `stage` is sampled."""
+    if stop.requested:
+        raise Stopped(f"stopped by {stop.reason} while stage {stage!r} was sampled. Go on with: cdmkit run ... --resume")
 
 
 def open_renderer(lineage: Sequence[Stage], stages: Path, classes: int, seed: int, tick: Tick) -> Renderer:
@@ -136,9 +141,12 @@ def preview(
     downsample: Resize,
     seed: int,
     path: Path,
+    tick: Tick,
     columns: int = 8,
 ) -> int:
     """Write a grid of a stage's samples while it trains; returns how many it shows. Raises OSError where it cannot be written.
+
+    `tick` is told of each network call; what it raises ends the preview.
 
     A base stage: `columns` rows of images from noise, with the labels of training images. A super-resolution stage: three rows, the first
     training images at low resolution, what `network` makes of them, and as they really are.
@@ -148,12 +156,14 @@ def preview(
         images, labels, positions = next(batches)
     pixels = to_float(images)
     alone = evolve(stage, condition=evolve(stage.condition, mode=Mode.NON_TRUNCATED))  # real images are no z_s
-    renderer = Renderer((alone,), {stage.name: network}, {stage.name: session}, seed)
+    renderer = Renderer((alone,), {stage.name: network}, {stage.name: session}, seed, tick)
     low_res = None if parent is None else downsample(pixels, parent.resolution)
     was_training = network.training
     network.eval()
-    made = renderer.stage(alone, parent, low_res, positions, labels).cpu()
-    network.train(was_training)
+    try:
+        made = renderer.stage(alone, parent, low_res, positions, labels).cpu()
+    finally:
+        network.train(was_training)
     count = len(made)
     if low_res is not None:
         made = torch.cat((Resize.NEAREST(low_res, stage.resolution), made, downsample(pixels, stage.resolution)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import tarfile
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from cdmkit import pipeline
 from cdmkit.builtin.shapes import Shapes
 from cdmkit.builtin.webdataset import WebDataset
 from cdmkit.data.writer import Sample, write_shards
-from cdmkit.events import Progress
+from cdmkit.errors import Stopped
+from cdmkit.events import Progress, Warned
 from cdmkit.hookspecs import hookimpl
 from cdmkit.log import read_metrics
 from cdmkit.plugins import load_plugins
@@ -122,11 +124,20 @@ def iter_batch(source: Shapes) -> torch.Tensor:
 
 
 def test_the_averaged_weights_carry_the_stage_they_are_of(trained: Path) -> None:
-    """So that a file alone can be sampled."""
+    """So that they are not sampled as another one."""
     _, metadata = read_weights(trained / "stages" / "fine" / "ckpt" / "step-00000004" / "ema.safetensors")
     assert (metadata["stage"], metadata["step"], metadata["table"]["resolution"]) == ("fine", 4, 8)
     assert metadata["parent"]["resolution"] == 4
     assert metadata["data"]["classes"] == 8
+
+
+def test_samples_have_no_labels_where_no_stage_is_told_them(tmp_path: Path) -> None:
+    """Though the data has; to ask for a class is a usage error."""
+    run = tiny.run(tiny.write(tmp_path), "--set", "stage.base.labels=false", "--set", "stage.fine.labels=false")
+    assert WebDataset(shards=str(run / "samples" / "fine-*.tar")).card().classes == 0
+    result = tiny.call("sample", run, "--class", 1)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no class 1: no stage is told labels" in result.stderr
 
 
 def test_every_last_stage_of_a_branching_cascade_is_sampled(tmp_path: Path) -> None:
@@ -311,21 +322,60 @@ def test_grids_that_cannot_be_written_do_not_end_training(tmp_path: Path) -> Non
     assert load(run / "stages" / "base" / "ckpt" / "step-00000008").step == 8
 
 
+class Stops:
+    """Someone who sends a signal when a checkpoint is saved, just before a preview."""
+
+    @hookimpl
+    def cdmkit_checkpoint_saved(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_ends_a_preview(tmp_path: Path) -> None:
+    """Training stops at the step that is saved, and no picture of it is written."""
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM at step 2 of 4 of stage 'base'; all is saved"):
+        pipeline.run(tiny.write(tmp_path), load_plugins(extra=[Stops()]), (), pipeline.Place(root=tmp_path))
+    assert [path.name for path in tmp_path.glob("tiny/*/stages/base/ckpt/*")] == ["step-00000002"]
+    assert not list(tmp_path.rglob("*.png"))
+
+
 class Breaks:
-    """A tracker that lost its server."""
+    """A tracker that lost its server, and cannot tell of that either."""
 
     @hookimpl
     def cdmkit_progress(self, event: Progress) -> None:
         raise ConnectionError(f"no route at step {event.step}")
 
+    @hookimpl
+    def cdmkit_warned(self) -> None:
+        raise ConnectionError("no route")
 
-def test_a_failing_observer_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is warned of once, and the logs miss nothing."""
-    grid = pipeline.run(tiny.write(tmp_path), load_plugins(extra=[Breaks()]), (), pipeline.Place(root=tmp_path))
-    assert len(read_metrics(grid.parents[1] / "metrics.jsonl")) == 4
-    assert capsys.readouterr().err == (
-        "cdmkit: warning: a plugin failed in cdmkit_progress: ConnectionError: no route at step 2. The work goes on.\n"
-    )
+
+class Listens:
+    """A tracker that works, beside it."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.warnings: list[str] = []
+
+    @hookimpl
+    def cdmkit_progress(self, event: Progress) -> None:
+        self.steps.append(event.step)
+
+    @hookimpl
+    def cdmkit_warned(self, event: Warned) -> None:
+        self.warnings.append(event.message)
+
+
+def test_a_failing_observer_does_not_end_the_run_nor_silence_others(tmp_path: Path) -> None:
+    """It is warned of once, by name, to all that observe; others, before and after it, miss nothing."""
+    first, last = Listens(), Listens()
+    grid = pipeline.run(tiny.write(tmp_path), load_plugins(extra=[first, Breaks(), last]), (), pipeline.Place(root=tmp_path))
+    warning = "plugin Breaks failed in cdmkit_progress: ConnectionError: no route at step 2. The work goes on."
+    for observer in (first, last):
+        assert (observer.steps, observer.warnings) == ([2, 4, 2, 4], [warning])
+    run = grid.parents[1]
+    assert len(read_metrics(run / "metrics.jsonl")) == 4
+    assert events(run).count(("warned", "")) == 1
 
 
 def test_another_seed_is_another_run(tmp_path: Path, trained: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from cdmkit.errors import CheckpointError, SetupError, Stopped
 from cdmkit.events import Event, SamplesWritten, SamplingProgress
 from cdmkit.plugins import load_plugins
 from cdmkit.recipe import read
-from cdmkit.sampling import Job, Progress, open_renderer, preview
+from cdmkit.sampling import Job, Progress, obey, open_renderer, preview
 from cdmkit.training import StopRequest
 
 
@@ -30,6 +31,10 @@ from cdmkit.training import StopRequest
 def lineage(trained: Path) -> list[Stage]:
     """The stages of the tiny cascade."""
     return read(trained / "recipe.resolved.toml", load_plugins()).cascade.lineage("fine")
+
+
+def quiet(_stage: str) -> None:
+    """Told of network calls, tell nobody."""
 
 
 def make(lineage: list[Stage], run: Path, folder: Path, count: int = 8, batch: int = 8, seed: int = 0) -> tuple[Tensor, list[Event]]:
@@ -152,11 +157,11 @@ def shown(path: Path, rows: int, columns: int, size: int) -> Tensor:
 def test_a_preview_enlarges_training_images_and_leaves_the_network_as_it_was(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
     """Low resolution, samples and originals, a column each; training mode is given back."""
     base, fine = lineage
-    renderer = open_renderer(lineage, trained / "stages", 8, 0, lambda stage: None)
+    renderer = open_renderer(lineage, trained / "stages", 8, 0, quiet)
     network = renderer.networks["fine"].train()
     (tmp_path / "stage").mkdir()
     path, source = tmp_path / "stage" / "samples" / "grid.png", Shapes(resolution=16, count=32)
-    assert preview(fine, base, network=network, source=source, downsample=Resize.AREA, seed=0, path=path, columns=4) == 4
+    assert preview(fine, base, network=network, source=source, downsample=Resize.AREA, seed=0, path=path, tick=quiet, columns=4) == 4
     assert network.training
     low, made, real = shown(path, 3, 4, 8)
     with source.open(4, 0, 1, 0, 0) as batches:
@@ -166,14 +171,26 @@ def test_a_preview_enlarges_training_images_and_leaves_the_network_as_it_was(lin
     assert (made != real).any()
 
 
+def test_a_preview_ends_at_the_network_call_at_which_it_is_told_to(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
+    """Nothing is written, and the network is left as it was."""
+    network = open_renderer(lineage, trained / "stages", 8, 0, quiet).networks["base"].train()
+    stop = StopRequest()
+    stop.request("SIGTERM")
+    path, source = tmp_path / "grid.png", Shapes(resolution=8)
+    with pytest.raises(Stopped, match="stopped by SIGTERM while stage 'base' was sampled"):
+        preview(lineage[0], None, network=network, source=source, downsample=Resize.AREA, seed=0, path=path, tick=partial(obey, stop))
+    assert network.training
+    assert not path.exists()
+
+
 def test_a_preview_noises_training_images_to_s_in_either_mode(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
     """A truncated stage's network expects z_s, which real images are not: they are noised to it, as a finished parent's would be."""
     base, fine = lineage
-    network = open_renderer(lineage, trained / "stages", 8, 0, lambda stage: None).networks["fine"]
+    network = open_renderer(lineage, trained / "stages", 8, 0, quiet).networks["fine"]
 
     def show(name: str, **condition: object) -> bytes:
         stage, path = evolve(fine, condition=evolve(fine.condition, **condition)), tmp_path / "samples" / name
-        preview(stage, base, network=network, source=Shapes(resolution=8), downsample=Resize.AREA, seed=0, path=path)
+        preview(stage, base, network=network, source=Shapes(resolution=8), downsample=Resize.AREA, seed=0, path=path, tick=quiet)
         return path.read_bytes()
 
     truncated, finished, clean = show("t", mode=Mode.TRUNCATED), show("n", mode=Mode.NON_TRUNCATED), show("c", s=0)
@@ -182,8 +199,8 @@ def test_a_preview_noises_training_images_to_s_in_either_mode(lineage: list[Stag
 
 def test_a_preview_does_not_make_a_deleted_run_again(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
     """It raises what the caller turns into a warning."""
-    network = open_renderer(lineage[:1], trained / "stages", 8, 0, lambda stage: None).networks["base"]
+    network = open_renderer(lineage[:1], trained / "stages", 8, 0, quiet).networks["base"]
     path = tmp_path / "gone" / "samples" / "grid.png"
     with pytest.raises(OSError, match="samples"):
-        preview(lineage[0], None, network=network, source=Shapes(resolution=8), downsample=Resize.AREA, seed=0, path=path)
+        preview(lineage[0], None, network=network, source=Shapes(resolution=8), downsample=Resize.AREA, seed=0, path=path, tick=quiet)
     assert not (tmp_path / "gone").exists()

@@ -1,8 +1,20 @@
 """Training a stage: the step, the moving average, checkpoints and the loop."""
 
-from cdmkit.training.checkpoint import fit, latest, read_weights
-from cdmkit.training.fingerprint import fingerprint, is_done, mark_done
+from cdmkit.training.checkpoint import fit, latest, read_metadata, read_weights
+from cdmkit.training.fingerprint import fingerprint, is_done, lasting, mark_done
 from cdmkit.training.loop import train
 from cdmkit.training.stopping import StopRequest, stop_on_signals
 
-__all__ = ["StopRequest", "fingerprint", "fit", "is_done", "latest", "mark_done", "read_weights", "stop_on_signals", "train"]
+__all__ = [
+    "StopRequest",
+    "fingerprint",
+    "fit",
+    "is_done",
+    "lasting",
+    "latest",
+    "mark_done",
+    "read_metadata",
+    "read_weights",
+    "stop_on_signals",
+    "train",
+]

@@ -6,16 +6,17 @@
                        state.json             the rest, with the SHA-256 of every file
 
 A folder is written beside its place, put on the disk and renamed: a crash leaves an older checkpoint and a leftover that nobody reads.
-Nothing in a checkpoint is code. `weights` and `ema` carry the stage's resolved table, so that either file alone can be sampled.
+Nothing in a checkpoint is code. `weights` and `ema` carry the stage's resolved table: what they were trained as.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,35 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         wanted = _read_state(path.parent)["digests"].get(path.stem)
         if not path.exists() or _digest(path) != wanted:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one noted when it was saved.")
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file)  # noqa: SIM118  (no mapping)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a weights file alone, without looking at its tensors. Raises CheckpointError where it is no safetensors file."""
+    with _opened(path) as file:
+        return _metadata(file)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  (no mapping)
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from error
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    """What was written beside the tensors. Raises ValueError where that is no JSON object."""
+    metadata = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is no table")
+    return metadata
+
+
+_STATE = {"format": int, "step": int, "versions": dict, "state": dict, "digests": dict}
+"""What state.json holds, beside its own digest."""
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -169,14 +193,15 @@ def _read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         digest = state.pop("digest")
         intact = digest == _digest_of(state)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'state.json'} is damaged or missing: {error}.") from error
     if not intact:
         raise CheckpointError(f"{path / 'state.json'} is damaged: its digest does not match.")
+    if strange := [key for key, kind in _STATE.items() if not isinstance(state.get(key), kind)]:
+        raise CheckpointError(f"{path / 'state.json'} is not of cdmkit: {', '.join(strange)} is missing or of another type.")
     if state["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path} was written by cdmkit {state['versions']['cdmkit']}, in a newer format: install that version or a later one."
-        )
+        written_by = f"cdmkit {state['versions'].get('cdmkit', 'of another version')}"
+        raise CheckpointError(f"{path} was written by {written_by}, in a newer format: install that version or a later one.")
     return state
 
 

@@ -22,11 +22,15 @@ def fingerprint(name: str, stage: Mapping[str, Any], parent: Mapping[str, Any] |
     name: the stage's, which names its random draws. stage, parent: resolved tables, as a recipe writes them. data: what the images are
     (fingerprint of the source, downsampling). Of the parent only the resolution and the schedule matter: stages train independently.
     """
-    table = {key: value for key, value in stage.items() if key not in _SAMPLING | _COMPUTING | {"after", "train"}}
-    table["train"] = {key: value for key, value in stage["train"].items() if key not in _PACE}
-    low_res = None if parent is None else {key: parent[key] for key in ("resolution", "schedule")}
-    text = json.dumps([name, table, low_res, data, seed], sort_keys=True)
+    train = {key: value for key, value in stage["train"].items() if key not in _PACE}
+    text = json.dumps([name, lasting(stage, parent), train, data, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def lasting(stage: Mapping[str, Any], parent: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of a stage cannot change once it is trained: all that the meaning of its weights depends on. Tables as in `fingerprint`."""
+    table = {key: value for key, value in stage.items() if key not in _SAMPLING | _COMPUTING | {"after", "train"}}
+    return table if parent is None else {**table, "after": {key: parent[key] for key in ("resolution", "schedule")}}
 
 
 def mark_done(folder: Path, digest: str, steps: int) -> None:

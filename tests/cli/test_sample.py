@@ -7,7 +7,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
+from safetensors.torch import save_file
 
 from tests import tiny
 
@@ -144,9 +146,30 @@ def test_values_that_do_not_fit_the_recipe_are_its_faults(trained: Path, argumen
     assert words in refused(trained, 3, *arguments).stderr
 
 
-def test_values_that_do_not_fit_the_weights_are_said(trained: Path) -> None:
-    """Exit code 7, with the tensors that differ."""
-    assert "holds the weights of another network" in refused(trained, 7, "--set", "stage.fine.backbone.channels=12").stderr
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("stage.fine.backbone.channels=12", "stage.fine.backbone.channels: 8 -> 12"),
+        ('stage.base.prediction="x0"', 'stage.base.prediction: "epsilon" -> "x0"'),
+        ("stage.base.schedule.timesteps=30", "stage.base.schedule.timesteps: 20 -> 30"),
+        ('stage.fine.upsample="nearest"', 'stage.fine.upsample: "bilinear" -> "nearest"'),
+    ],
+)
+def test_what_contradicts_the_trained_weights_is_said(trained: Path, value: str, line: str) -> None:
+    """Exit code 7, with what a stage was trained as; also where the weights would fit the network."""
+    error = refused(trained, 7, "--set", value).stderr
+    assert "was trained as another one" in error
+    assert f"  {line}\n" in error
+
+
+def test_weights_of_another_network_are_said(trained: Path, tmp_path: Path) -> None:
+    """Exit code 7, with the tensors that differ, where the weights themselves do not say what they are."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (checkpoint,) = (run / "stages" / "fine" / "ckpt").glob("*4")
+    save_file({"weight": torch.zeros(2)}, checkpoint / "ema.safetensors")
+    (checkpoint / "state.json").unlink()
+    assert "holds the weights of another network" in refused(run, 7).stderr
 
 
 def test_a_stage_that_is_not_trained_is_said(trained: Path, tmp_path: Path) -> None:

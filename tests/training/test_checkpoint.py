@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from cdmkit.errors import CheckpointError
-from cdmkit.training.checkpoint import FILES, Checkpoint, fit, latest, load, load_latest, read_weights, save
+from cdmkit.training.checkpoint import FILES, Checkpoint, fit, latest, load, load_latest, read_metadata, read_weights, save
 
 METADATA = {"stage": {"resolution": 8}, "data": {"downsample": "area"}}
 
@@ -239,3 +240,39 @@ def test_long_differences_are_cut_short() -> None:
     network = nn.Sequential(*[nn.Linear(1, 1) for _ in range(4)])
     with pytest.raises(CheckpointError, match="and 3 more"):
         fit(network, {}, "file")
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        [],
+        {"digests": None},
+        {"format": "x"},
+        {"step": "2"},
+        {"versions": []},
+        {"state": 1},
+    ],
+)
+def test_a_foreign_state_is_passed_over(tmp_path: Path, foreign: Any) -> None:
+    """A state.json whose digest is right but whose values are not: the checkpoint before is used, with a warning that names the file."""
+    _, newest = save_steps(tmp_path, 1, 2)
+    path = newest / "state.json"
+    state = foreign if isinstance(foreign, list) else {**json.loads(path.read_text()), **foreign}
+    if isinstance(state, dict):
+        del state["digest"]
+        state["digest"] = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(state))
+    warnings: list[str] = []
+    loaded = load_latest(tmp_path, warnings.append)
+    assert loaded is not None
+    assert loaded.step == 1
+    assert [str(path) in warning for warning in warnings] == [True]
+
+
+def test_metadata_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    """A weights file of someone else, with a list where the stage's table would be."""
+    path = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"cdmkit": "[1]"})
+    for read in (read_weights, read_metadata):
+        with pytest.raises(CheckpointError, match=r"foreign\.safetensors cannot be read.*no table"):
+            read(path)
