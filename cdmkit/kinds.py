@@ -74,6 +74,17 @@ class Augmentation(Component):
     noises: ClassVar[bool] = False
     """Whether it noises along the parent's chain, so that `condition = { s = ... }` sets it when sampling."""
 
+    def noise_schedule(self, parent: Schedule) -> Schedule:
+        """The schedule that s counts in, where it noises: by default the parent's."""
+        return parent
+
+    def check(self, parent: Schedule, resolution: int, s: int) -> None:
+        """Raise ValueError, saying why, where its options do not suit a parent's schedule and resolution, or sampling at s.
+
+        By default any do. Whether s is a timestep of `noise_schedule` is checked for all.
+        """
+        return
+
     @abstractmethod
     def train(self, low_res: Tensor, parent: Process, draw: Draw) -> Augmented:
         """Augment a training batch [B, 3, r, r]."""

@@ -34,6 +34,18 @@ class GaussianNoise(Augmentation):
     schedule: Schedule | None = option(None, help="the schedule that s counts in; default: the parent's, which truncated sampling needs")
     max_s: int | None = option(None, help="the largest s drawn in training; default T of the schedule", ge=1)
 
+    def noise_schedule(self, parent: Schedule) -> Schedule:
+        """Its own, where it has one."""
+        return self.schedule or parent
+
+    def check(self, parent: Schedule, resolution: int, s: int) -> None:
+        """`max_s` must be a timestep, and training must have seen s."""
+        steps = self.noise_schedule(parent).process().steps
+        if self.max_s is not None and self.max_s > steps:
+            raise ValueError(f"max_s = {self.max_s} is beyond {steps}, the last timestep of the schedule it counts in")
+        if self.max_s is not None and s > self.max_s:
+            raise ValueError(f"condition.s = {s} is beyond max_s = {self.max_s}, the largest that the network is trained on")
+
     def _along(self, low_res: Tensor, parent: Process) -> Process:
         return parent if self.schedule is None else _process(self.schedule, low_res.device, low_res.dtype)
 
@@ -42,10 +54,9 @@ class GaussianNoise(Augmentation):
         return Augmented(process.noise(low_res, epsilon, s), s.to(low_res.dtype))
 
     def train(self, low_res: Tensor, parent: Process, draw: Draw) -> Augmented:
-        """z_s = sqrt(alpha_bar_s) z_0 + sqrt(1 - alpha_bar_s) epsilon with s ~ U{0..T}, drawn for each example."""
+        """z_s = sqrt(alpha_bar_s) z_0 + sqrt(1 - alpha_bar_s) epsilon with s ~ U{0..T}, or U{0..max_s}, drawn for each example."""
         process = self._along(low_res, parent)
-        top = process.steps if self.max_s is None else min(self.max_s, process.steps)
-        return self._noised(low_res, draw.integers(0, top), process, draw)
+        return self._noised(low_res, draw.integers(0, self.max_s or process.steps), process, draw)
 
     def sample(self, low_res: Tensor, parent: Process, draw: Draw, s: int, truncated: bool) -> Augmented:
         """Noise a finished sample to s; a truncated parent's output is z_s already."""
@@ -69,6 +80,11 @@ class GaussianBlur(Augmentation):
             raise ValueError(f"size = {self.size} must be odd, so that the kernel has a centre")
         if self.min_sigma > self.max_sigma:
             raise ValueError(f"min_sigma = {self.min_sigma:g} is above max_sigma = {self.max_sigma:g}")
+
+    def check(self, parent: Schedule, resolution: int, s: int) -> None:
+        """The kernel may reach no further than the image is mirrored at its edges."""
+        if self.size // 2 >= resolution:
+            raise ValueError(f"size = {self.size} is too wide for images of {resolution} pixels: it must be below {2 * resolution}")
 
     def train(self, low_res: Tensor, parent: Process, draw: Draw) -> Augmented:
         """Each example is blurred with its own sigma, or left as it is."""

@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 
 from cdmkit import __version__
 from cdmkit.cascade import Mode, Stage
-from cdmkit.kinds import Augmentation, Schedule
 from cdmkit.nearest import did_you_mean
 from cdmkit.recipe.faults import KeyPath, Problem
 from cdmkit.recipe.model import SLUG, Recipe, Requires
@@ -97,26 +96,18 @@ def check_cascade(recipe: Recipe) -> Iterator[Problem]:
     for stage in recipe.stage.values() if not unusable else ():
         if stage.after is not None:
             yield from _check_resolution(stage, recipe.stage[stage.after])
-            yield from _check_handover(stage, recipe.stage[stage.after])
+            yield from _check_augment(stage, recipe.stage[stage.after]) or _check_handover(stage, recipe.stage[stage.after])
         yield from _check_sampler(stage, recipe)
 
 
 def _check_schedules(stage: Stage) -> Iterator[Problem]:
     """Whether a stage's schedules make processes."""
-    schedules: dict[KeyPath, Schedule | None] = {("schedule",): stage.schedule, ("sampling_schedule",): stage.sampling_schedule}
-    schedules |= {("augment", index, "schedule"): _own_schedule(augmentation) for index, augmentation in enumerate(stage.augment)}
-    for path, schedule in schedules.items():
+    for key, schedule in (("schedule", stage.schedule), ("sampling_schedule", stage.sampling_schedule)):
         try:
             if schedule is not None:
                 schedule.process()
         except ValueError as error:
-            yield Problem(("stage", stage.name, *path), str(error))
-
-
-def _own_schedule(augmentation: Augmentation) -> Schedule | None:
-    """The schedule an augmentation noises along, where that is an option of its and set."""
-    schedule = getattr(augmentation, "schedule", None)
-    return schedule if isinstance(schedule, Schedule) else None
+            yield Problem(("stage", stage.name, key), str(error))
 
 
 def _check_resolution(stage: Stage, parent: Stage) -> Iterator[Problem]:
@@ -127,15 +118,27 @@ def _check_resolution(stage: Stage, parent: Stage) -> Iterator[Problem]:
         )
 
 
+def _check_augment(stage: Stage, parent: Stage) -> list[Problem]:
+    """Whether the augmentations, and the schedules of their own, suit the parent."""
+    problems = []
+    for index, augmentation in enumerate(stage.augment):
+        try:
+            augmentation.noise_schedule(parent.schedule).process()
+            augmentation.check(parent.schedule, parent.resolution, stage.condition.s)
+        except ValueError as error:
+            problems.append(Problem(("stage", stage.name, "augment", index), str(error)))
+    return problems
+
+
 def _check_handover(stage: Stage, parent: Stage) -> Iterator[Problem]:
     """Whether s exists in the schedule it counts in, and a truncated parent's z_s is what the stage was trained on."""
     path: KeyPath = ("stage", stage.name, "condition")
-    own = [schedule for a in stage.augment if a.noises and (schedule := _own_schedule(a)) is not None]
-    last = min(schedule.process().steps for schedule in own or [parent.schedule])
+    schedules = [augmentation.noise_schedule(parent.schedule) for augmentation in stage.augment if augmentation.noises]
+    last = min((schedule.process().steps for schedule in schedules), default=0)  # without any, s is 0
     if stage.condition.s > last:
         yield Problem((*path, "s"), f"s = {stage.condition.s} is beyond {last}, the last timestep of the schedule it counts in")
     if stage.condition.mode is Mode.TRUNCATED:
-        if any(schedule != parent.schedule for schedule in own):
+        if any(schedule != parent.schedule for schedule in schedules):
             yield Problem((*path, "mode"), f'truncated needs noise along the schedule of "{parent.name}": remove the augmentation\'s own')
         if parent.sampling_schedule is not None:
             yield Problem(

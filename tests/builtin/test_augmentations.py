@@ -57,9 +57,31 @@ def test_steps_are_drawn_from_zero_to_t_for_each_example() -> None:
 
 
 def test_max_s_bounds_the_steps_drawn_in_training() -> None:
-    """{0..max_s}, and T where max_s is beyond it."""
-    drawn = [told(GaussianNoise(max_s=m).train(torch.zeros(2000, 3, 1, 1), PARENT, many(2000)).level) for m in (5, 999)]
-    assert [(int(level.min()), int(level.max())) for level in drawn] == [(0, 5), (0, 200)]
+    """That is s ~ U{0..max_s}."""
+    level = told(GaussianNoise(max_s=5).train(torch.zeros(2000, 3, 1, 1), PARENT, many(2000)).level)
+    assert (int(level.min()), int(level.max())) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "words"),
+    [
+        (GaussianNoise(max_s=201), "max_s = 201 is beyond 200"),
+        (GaussianNoise(schedule=Linear(timesteps=40), max_s=41), "max_s = 41 is beyond 40"),
+        (GaussianNoise(max_s=9), "condition.s = 10 is beyond max_s = 9"),
+        (GaussianBlur(size=17), "size = 17 is too wide for images of 8 pixels"),
+    ],
+)
+def test_an_augmentation_that_does_not_suit_the_parent_is_refused(augmentation: Augmentation, words: str) -> None:
+    """Steps that do not exist or were never trained on, and a kernel that reaches beyond the mirrored edges."""
+    with pytest.raises(ValueError, match=words):
+        augmentation.check(Cosine(timesteps=200), 8, 10)
+
+
+@pytest.mark.parametrize("augmentation", [GaussianNoise(), GaussianNoise(max_s=10), GaussianNoise(max_s=200), GaussianBlur(size=15)])
+def test_an_augmentation_that_suits_the_parent_works(augmentation: Augmentation) -> None:
+    """Up to the very ends of its range."""
+    augmentation.check(Cosine(timesteps=200), 8, 10)
+    assert bool(augmentation.train(images(50), PARENT, many(50)).low_res.isfinite().all())
 
 
 @pytest.mark.parametrize("augmentation", [GaussianNoise(), GaussianBlur()])

@@ -74,6 +74,10 @@ class Noise(Augmentation):
         if self.low > self.high:
             raise ValueError(f"low = {self.low:g} is above high = {self.high:g}")
 
+    def noise_schedule(self, parent: Schedule) -> Schedule:
+        """Its own, where it has one."""
+        return self.schedule or parent
+
     def train(self, low_res: Tensor, parent: Process, draw: Draw) -> Augmented:
         """Leave it as it is."""
         return Augmented(low_res, low_res.new_zeros(len(low_res)))

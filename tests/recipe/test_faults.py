@@ -196,6 +196,29 @@ def test_s_is_a_timestep_of_the_schedule_it_counts_in(faulty: Faulty, reading: R
     )
 
 
+def test_s_exists_for_every_augmentation_that_noises(faulty: Faulty) -> None:
+    """One with a schedule of its own does not hide the parent's, which another follows."""
+    both = 'stage.fine.augment=[{ type = "noise" }, { type = "noise", schedule = { type = "curve", timesteps = 200 } }]'
+    assert faulty(TWO, both, "stage.fine.condition.s=150") == [
+        "--set stage.fine.condition.s: stage.fine.condition.s: s = 150 is beyond 100, the last timestep of the schedule it counts in"
+    ]
+
+
+def test_what_an_augmentation_says_of_its_parent(faulty: Faulty) -> None:
+    """Its own words, at its table; and those of a schedule that makes no process."""
+    wrong = (
+        '{ type = "gaussian-noise", max_s = 4 }',
+        '{ type = "gaussian-blur", size = 17 }',
+        '{ type = "noise", schedule = { type = "line", end = -1 } }',
+    )
+    lines = faulty(TWO, f"stage.fine.augment=[{', '.join(wrong)}]")
+    assert [line.partition("stage.fine.augment: ")[2][:45] for line in lines] == [
+        "stage.fine.augment[0]: condition.s = 5 is bey",
+        "stage.fine.augment[1]: size = 17 is too wide ",
+        "stage.fine.augment[2]: alpha_bars must be a v",
+    ]
+
+
 def test_truncated_needs_the_parents_own_chain(faulty: Faulty, reading: Read) -> None:
     """Noise along another schedule, or a parent sampled along another, makes z_s something the stage was not trained on."""
     truncated = 'stage.fine.condition.mode="truncated"'
