@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
@@ -255,4 +256,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _steps_saved(stage: Path) -> int:
     """The step of a stage's newest checkpoint, 0 where there is none."""
-    return max((int(path.name.removeprefix("step-")) for path in (stage / "ckpt").glob("step-*")), default=0)
+    names = (path.name.removeprefix("step-") for path in (stage / "ckpt").glob("step-*"))
+    return max((int(name) for name in names if re.fullmatch("[0-9]+", name)), default=0)

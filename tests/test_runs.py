@@ -191,10 +191,11 @@ def test_state_is_the_noted_outcome(tmp_path: Path, outcome: str) -> None:
 
 
 def test_steps_are_those_of_the_newest_checkpoints(tmp_path: Path) -> None:
-    """Each stage counts the steps of its newest checkpoint, 0 without one."""
+    """Each stage counts the steps of its newest checkpoint, 0 without one; folders of other names do not count."""
     run = make_run(tmp_path)
     for step in (900, 1000):
         (run.stage("base") / "ckpt" / f"step-{step:08d}").mkdir(parents=True)
+    (run.stage("base") / "ckpt" / "step-old").mkdir()
     run.stage("sr64")
     assert run.steps() == {"base": 1000, "sr64": 0}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -15,8 +16,11 @@ from cdmkit.cli.options import json_option, print_json, print_table, runs_option
 @json_option
 def runs(name: str | None, runs: Path, as_json: bool) -> None:
     """List the runs (of the recipe NAME), the oldest first: their state, and the steps that each stage has saved."""
+    from cdmkit.errors import UsageError
     from cdmkit.runs import list_runs
 
+    if name is not None and not re.fullmatch("[A-Za-z0-9_-]+", name):
+        raise UsageError(f'"{name}" is no name of a recipe; a folder of runs is given by --runs')
     found = [
         {
             "path": str(run.path),

@@ -9,11 +9,13 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from cdmkit.errors import DataError
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_MOST_NAMES = 1_000_000
 _MEND = "set CDMKIT_DATA if the recipe reads it, give --set data.source.shards=PATTERN, or change `shards` in the recipe"
 
 
@@ -25,21 +27,28 @@ def find_shards(pattern: str) -> list[Path]:
     """
     if re.match(r"pipe:|[a-z][a-z0-9+]*://", pattern):
         raise DataError(f"shards = {pattern!r} is not a local path: only files are read, and no shell command is ever run; {_MEND}")
-    found = dict.fromkeys(path for name in expand_braces(os.path.expanduser(pattern)) for path in _matches(name, pattern))
+    names = list(islice(expand_braces(os.path.expanduser(pattern)), _MOST_NAMES + 1))
+    if len(names) > _MOST_NAMES:
+        raise DataError(f"shards = {pattern!r} stands for more than {_MOST_NAMES} files: name fewer")
+    found = dict.fromkeys(path for name in names for path in _matches(name, pattern))
     for folder in {path.parent for path in found}:
-        _check_complete(folder, pattern, {path.name for path in found})
+        _check_complete(folder, pattern, {os.path.basename(name) for name in names}, {path.name for path in found})
     return list(found)
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Every name that `{000..007}` (digits keep their width) and `{a,b}` stand for, the first brace turning slowest."""
+    """Every name that `{000..007}` (digits keep their width) and `{a,b}` stand for, the first brace turning slowest.
+
+    Raises DataError where a range falls, which would stand for nothing.
+    """
     match = _BRACES.search(pattern)
     if match is None:
         yield pattern
         return
     first, last, choices = match.groups()
-    items = choices.split(",") if choices is not None else [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    for item in items:
+    if choices is None and int(first) > int(last):
+        raise DataError(f"shards: {match[0]} falls: a range goes from the lower number to the higher")
+    for item in choices.split(",") if choices is not None else (f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)):
         yield from expand_braces(pattern[: match.start()] + item + pattern[match.end() :])
 
 
@@ -67,18 +76,18 @@ def _whereabouts(there: Path, wild: str) -> str:
     return f"matches no file in {there.resolve()} ({others})"
 
 
-def _check_complete(folder: Path, pattern: str, found: set[str]) -> None:
+def _check_complete(folder: Path, pattern: str, wanted: set[str], found: set[str]) -> None:
     """Compare a folder with the `dataset.json` in it, if any: a shard that is missing or cut would silently shorten every epoch.
 
     The file lists `{"splits": {split: {"shards": [{"file": name, "bytes": size}, ...]}}}`. A listed shard must be there if the pattern
     means it, and have the size that is told.
     """
-    wanted = [os.path.basename(name) for name in expand_braces(pattern)]
+    wild = [name for name in wanted if glob.has_magic(name)]
     for name, size in _listed(folder / "dataset.json"):
         path = folder / name
         if name in found and path.stat().st_size != size:
             raise DataError(f"{path} has {path.stat().st_size} bytes, but dataset.json beside it says {size}: copy it again")
-        if name not in found and any(fnmatch.fnmatch(name, each) for each in wanted):
+        if name not in found and (name in wanted or any(fnmatch.fnmatch(name, each) for each in wild)):
             raise DataError(f"{path} is missing: dataset.json beside it lists it, and shards = {pattern!r} means it: copy it again")
 
 

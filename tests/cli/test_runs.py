@@ -49,3 +49,11 @@ def test_none_is_no_error(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     result = tiny.call("runs", *arguments, "--runs", tmp_path / "gone")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"no runs under {tmp_path}/gone\n")
     assert json.loads(tiny.call("runs", *arguments, "--runs", tmp_path / "gone", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("name", ["/data/runs", "..", "a/b", "*"])
+def test_a_name_is_no_path(name: str) -> None:
+    """A folder in its place is answered with the option for it."""
+    result = tiny.call("runs", name)
+    assert result.exit_code == 2
+    assert f'"{name}" is no name of a recipe; a folder of runs is given by --runs' in result.stderr

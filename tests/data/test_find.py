@@ -149,3 +149,17 @@ def test_broken_list(tmp_path: Path, text: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DataError, match=r"dataset\.json cannot be read"):
         find_shards(f"{tmp_path}/t*.tar")
+
+
+def test_a_falling_range_stands_for_nothing(tmp_path: Path) -> None:
+    """It is refused, wherever it stands."""
+    make(tmp_path, "t-0.tar", "t-1.tar")
+    with pytest.raises(DataError, match=r"\{1\.\.0\} falls"):
+        find_shards(f"{tmp_path}/{{t,u}}-{{1..0}}.tar")
+
+
+@pytest.mark.timeout(20)
+def test_a_pattern_that_stands_for_too_many_files_is_refused() -> None:
+    """At once, whatever it would take to spell them out."""
+    with pytest.raises(DataError, match="more than 1000000 files"):
+        find_shards("{0..9999999999}.tar")
