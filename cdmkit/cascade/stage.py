@@ -85,8 +85,10 @@ class Stage:
             raise ValueError(f'loss "{self.loss.type_name}" needs variance = "learned-range"')
         if self.loss.discrete and self.noise_input is NoiseInput.ALPHA_BAR:
             raise ValueError(f'loss "{self.loss.type_name}" needs whole timesteps: noise_input = "timestep"')
-        if self.after is None and self.augment:
-            raise ValueError("augment is for stages with a parent: set `after`, or remove it")
+        defaults = {"upsample": Resize.BILINEAR, "augment": (), "condition": Handover()}
+        idle = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if self.after is None and idle:
+            raise ValueError(f"{' and '.join(idle)}: for stages with a parent: set `after`, or remove it")
         if self.condition.s and not any(a.noises for a in self.augment):
             raise ValueError(f"condition.s = {self.condition.s} needs an augmentation that noises, such as gaussian-noise")
 

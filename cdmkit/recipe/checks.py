@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from cdmkit import __version__
 from cdmkit.cascade import Mode, Stage
+from cdmkit.diffusion import Prediction
 from cdmkit.nearest import did_you_mean
 from cdmkit.recipe.faults import KeyPath, Problem
 from cdmkit.recipe.model import SLUG, Recipe, Requires
@@ -101,13 +102,16 @@ def check_cascade(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _check_schedules(stage: Stage) -> Iterator[Problem]:
-    """Whether a stage's schedules make processes."""
+    """Whether a stage's schedules make processes that its prediction can be sampled along."""
     for key, schedule in (("schedule", stage.schedule), ("sampling_schedule", stage.sampling_schedule)):
         try:
-            if schedule is not None:
-                schedule.process()
+            end = 1.0 if schedule is None else float(schedule.process().alpha_bars[-1].float())  # float32, as computed with
         except ValueError as error:
             yield Problem(("stage", stage.name, key), str(error))
+            continue
+        if stage.prediction is Prediction.EPSILON and end == 0:
+            words = 'alpha_bar ends at 0, where epsilon says nothing of the image: choose prediction = "v" or "x0", or less noise'
+            yield Problem(("stage", stage.name, key), words)
 
 
 def _check_resolution(stage: Stage, parent: Stage) -> Iterator[Problem]:

@@ -11,6 +11,7 @@ from cdmkit.builtin.losses import Hybrid, Simple, Vlb
 from cdmkit.builtin.optimizers import Adam
 from cdmkit.builtin.schedules import Cosine, Linear
 from cdmkit.cascade import Handover, Mode, Training
+from cdmkit.data.resize import Resize
 from cdmkit.diffusion import NoiseInput, Parameterization, Prediction, Variance
 from cdmkit.kinds import NetworkSpec
 from tests.cascade.stages import stage
@@ -22,9 +23,10 @@ from tests.cascade.stages import stage
         (None, {"sampling_schedule": Linear()}, 'sampling_schedule needs noise_input = "alpha-bar"'),
         (None, {"loss": Hybrid()}, 'loss "hybrid" needs variance = "learned-range"'),
         (None, {"loss": Vlb(), "noise_input": NoiseInput.ALPHA_BAR}, 'loss "vlb" needs whole timesteps'),
-        (None, {"augment": (GaussianBlur(),)}, "augment is for stages with a parent"),
+        (None, {"augment": (GaussianBlur(),)}, "augment: for stages with a parent"),
+        (None, {"upsample": Resize.AREA, "condition": Handover(mode=Mode.TRUNCATED)}, "upsample and condition: for stages with a parent"),
         ("base", {"augment": (GaussianBlur(),), "condition": Handover(s=3)}, "condition.s = 3 needs an augmentation that noises"),
-        (None, {"condition": Handover(s=3)}, "condition.s = 3 needs an augmentation that noises"),
+        (None, {"condition": Handover(s=3)}, "condition: for stages with a parent"),
         (None, {"resolution": 0}, "0 is out of range"),
     ],
 )
@@ -42,6 +44,8 @@ def test_options_that_do_not_go_together_are_refused(after: str | None, options:
         (None, {"loss": Vlb()}),
         ("base", {"condition": Handover(s=3)}),
         ("base", {"augment": (GaussianBlur(),)}),
+        ("base", {"upsample": Resize.AREA, "condition": Handover(mode=Mode.TRUNCATED)}),
+        (None, {"upsample": Resize.BILINEAR, "condition": Handover()}),
     ],
 )
 def test_options_that_do_go_together_are_taken(after: str | None, options: dict[str, Any]) -> None:

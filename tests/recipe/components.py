@@ -36,8 +36,8 @@ class Curve(Schedule):
     timesteps: int = option(100, help="T", ge=1)
 
     def alpha_bars(self) -> Tensor:
-        """From 1 to 0."""
-        return torch.linspace(1, 0, self.timesteps + 1, dtype=torch.float64) ** 2
+        """From 1 to almost 0."""
+        return torch.linspace(1, 0.01, self.timesteps + 1, dtype=torch.float64) ** 2
 
 
 class Norm(Enum):

@@ -76,7 +76,7 @@ def test_all_faults_of_a_file_are_reported_at_once_in_its_order(faulty: Faulty) 
         ("sampler.type = 4", "14:9: stage.base.sampler.type: must be a string, not 4"),
         ('name = "x"', "14:1: stage.base.name: unknown key: a stage is named by its table"),
         ("train.batch = 9\ntrain.accumulate = 2", "14:1: stage.base.train: batch = 9 cannot be split into accumulate = 2 equal parts"),
-        ("condition.s = 3", "12:8: stage.base: condition.s = 3 needs an augmentation that noises, such as gaussian-noise"),
+        ("condition.s = 3", "12:8: stage.base: condition: for stages with a parent: set `after`, or remove it"),
         ("[sample]\ncount = 0", "15:1: sample.count: 0 is out of range: it must be >= 1"),
         ("[[defaults.extra]]", None),
     ],
@@ -241,6 +241,16 @@ def test_a_schedule_that_makes_no_process(faulty: Faulty) -> None:
     """The component's own words, at its table."""
     (line,) = faulty(TWO, 'stage.base.schedule={ type = "line", end = -1 }')
     assert line.startswith("--set stage.base.schedule: stage.base.schedule: alpha_bars must be")
+
+
+@pytest.mark.parametrize("key", ["schedule", "sampling_schedule"])
+@pytest.mark.parametrize("end", [0, 1e-50])
+def test_epsilon_needs_a_signal_at_the_end(faulty: Faulty, reading: Read, key: str, end: float) -> None:
+    """Where alpha_bar is 0, also by rounding, x_0 does not follow from epsilon; it does from v."""
+    overrides = 'stage.base.noise_input="alpha-bar"', f'stage.base.{key}={{ type = "line", end = {end} }}'
+    (line,) = faulty(TWO, *overrides)
+    assert line.startswith(f"--set stage.base.{key}: stage.base.{key}: alpha_bar ends at 0, where epsilon says nothing of the image")
+    assert isinstance(reading(TWO, *overrides, 'stage.base.prediction="v"'), Recipe)
 
 
 def test_a_network_that_cannot_be_built(faulty: Faulty) -> None:
