@@ -238,7 +238,7 @@ class Upsample(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """Group norm with 32 groups, or as many below that as divide the channels."""
+    """Group norm with gcd(32, channels) groups: 32 wherever they divide the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
