@@ -15,7 +15,7 @@ from torch import nn
 from cdmkit import training
 from cdmkit.cascade import Stage
 from cdmkit.data.resize import Resize
-from cdmkit.errors import CheckpointError, DataError, RecipeError, Stopped, UsageError
+from cdmkit.errors import CheckpointError, DataError, RecipeError, SetupError, Stopped, UsageError
 from cdmkit.events import Emit, Event, RunFinished, RunStarted, SamplesWritten, StageFinished, Warned
 from cdmkit.hookspecs import hook_name
 from cdmkit.kinds import DataCard
@@ -96,7 +96,8 @@ class Place:
             return
         with Run.resume(self.root, recipe.name, self.folder, force=self.force) as run:
             before = {**run.resolved_recipe(), "images": run.facts.get("images")}
-            changes = diff(before, {**tomli.loads(resolved), "images": card.fingerprint})
+            lean = {**to_table(recipe, defaults=False), "images": card.fingerprint}
+            changes = diff(before, {**tomli.loads(resolved), "images": card.fingerprint}, lean)
             if changes:
                 self._admit(changes, run)
                 run.note("images", card.fingerprint)
@@ -177,7 +178,8 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Em
     parent = recipe.cascade.parent(stage)
     tables = {name: to_table(each) for name, each in recipe.stage.items()}
     data = {"fingerprint": card.fingerprint, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
-    digest = training.fingerprint(stage.name, tables[stage.name], tables[parent.name] if parent else None, data, recipe.seed)
+    lean, lean_parent = to_table(stage, defaults=False), to_table(parent, defaults=False)
+    digest = training.fingerprint(stage.name, lean, lean_parent, data, recipe.seed)
     folder = run.stage(stage.name)
     if training.latest(folder / "ckpt") and training.is_done(folder, digest, stage.train.steps):
         emit(StageFinished(stage=stage.name, step=stage.train.steps, skipped=True))
@@ -193,7 +195,7 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Em
             )
         except Stopped:
             return  # training saves, then stops
-        except OSError as error:
+        except (OSError, SetupError) as error:
             emit(Warned(message=f"stage {stage.name!r}: no samples of step {step}: {error}. Training goes on."))
         else:
             emit(SamplesWritten(stage=stage.name, path=path, count=count))
@@ -265,7 +267,8 @@ def _check_trained_as_is(stage: Stage, parent: Stage | None, run: Run) -> None:
     told = training.read_metadata(path / "ema.safetensors") if path else {}
     if "table" not in told:  # weights that are not there, or say nothing of themselves, are refused if they do not fit
         return
-    now = training.lasting(to_table(stage), to_table(parent) if parent else None)
-    if changes := diff({"stage": {stage.name: training.lasting(told["table"], told["parent"])}}, {"stage": {stage.name: now}}):
+    before = training.lasting(told["table"], told["parent"])
+    now, lean = (training.lasting(to_table(stage, defaults), to_table(parent, defaults)) for defaults in (True, False))
+    if changes := diff(*({"stage": {stage.name: table}} for table in (before, now, lean))):
         listed = "\n  ".join(changes)
         raise CheckpointError(f"stage {stage.name!r} was trained as another one:\n  {listed}\nTake the change back, or train it so first.")

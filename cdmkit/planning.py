@@ -90,11 +90,14 @@ def _traced(stage: Stage, spec: NetworkSpec) -> tuple[int, int, int]:
 
 
 def _autocast(backend: Backend) -> AbstractContextManager[object]:
-    """The backend's mixed precision as on this machine; float32 where its device is not here."""
+    """The backend's mixed precision as on this machine, for the CPU where tracing is done; float32 where its device is not here."""
     try:
-        return backend.start().autocast()
+        session = backend.start()
     except SetupError:
         return nullcontext()
+    device = session.device.type
+    with session.autocast():
+        return torch.autocast("cpu", torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
 
 
 class _Kept:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cdmkit.cascade import Mode, Stage
+from cdmkit.cascade.memory import out_of_memory
 from cdmkit.cascade.sampling import Renderer, Tick
 from cdmkit.component import evolve
 from cdmkit.data.grid import write_grid
@@ -52,7 +53,8 @@ class Job:
         return renderer
 
     def run(self, renderer: Renderer, folder: Path, emit: Emit) -> Path:
-        """Sample into `folder`; returns the grid of the last stage. Raises SetupError where `folder` cannot be written.
+        """Sample into `folder`; returns the grid of the last stage. Raises SetupError where `folder` cannot be written or the device
+        lacks memory.
 
         Writes `<stage>.png`, a grid of each stage's first images, and `<stage>-00000.tar`, ...: all of the last stage.
         """
@@ -73,7 +75,8 @@ class Job:
         for start in range(0, self.count, self.batch):
             indices = torch.arange(start, min(start + self.batch, self.count))
             labels = torch.tensor(self.labels or (0,))[indices % len(self.labels or (0,))]
-            made = {name: to_uint8(images) for name, images in renderer(indices, labels).items()}
+            with out_of_memory(_too_much(len(indices), self.lineage[-1], "Lower sample.batch (--batch of `cdmkit sample`).")):
+                made = {name: to_uint8(images) for name, images in renderer(indices, labels).items()}
             for name, images in made.items():
                 shown[name].append(images[: max(0, SHOWN - start)])
             for index, label, image in zip(indices.tolist(), labels.tolist(), made[self.lineage[-1].name], strict=True):
@@ -103,6 +106,11 @@ class Progress:
         if done == total or now - self._told >= PAUSE:
             self._told = now
             self.emit(SamplingProgress(stage=stage, done=done, total=total))
+
+
+def _too_much(count: int, stage: Stage, mend: str) -> str:
+    """What to say where the device has not enough memory to sample."""
+    return f"the device has not enough memory to sample {count} images up to stage {stage.name!r} at once. {mend}"
 
 
 def obey(stop: StopRequest, stage: str) -> None:
@@ -144,7 +152,8 @@ def preview(
     tick: Tick,
     columns: int = 8,
 ) -> int:
-    """Write a grid of a stage's samples while it trains; returns how many it shows. Raises OSError where it cannot be written.
+    """Write a grid of a stage's samples while it trains; returns how many it shows. Raises OSError where it cannot be written,
+    and SetupError where the device lacks memory.
 
     `tick` is told of each network call; what it raises ends the preview.
 
@@ -161,7 +170,8 @@ def preview(
     was_training = network.training
     network.eval()
     try:
-        made = renderer.stage(alone, parent, low_res, positions, labels).cpu()
+        with out_of_memory(_too_much(len(images), stage, "Previews can be left out: train.sample_every = 0.")):
+            made = renderer.stage(alone, parent, low_res, positions, labels).cpu()
     finally:
         network.train(was_training)
     count = len(made)

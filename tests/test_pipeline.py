@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from cdmkit import pipeline
 from cdmkit.builtin.shapes import Shapes
@@ -197,6 +198,23 @@ def test_resuming_a_finished_run_trains_nothing(copy: Path) -> None:
     assert tiny.weights(copy, "fine") == before
     assert (copy / "samples" / "fine-00000.tar").read_bytes() == pictures
     assert events(copy)[told:][1:3] == [("stage_finished", "base"), ("stage_finished", "fine")]
+
+
+def test_a_run_of_a_version_with_fewer_options_goes_on(copy: Path) -> None:
+    """What its recipe does not say is at its default: no change, and nothing is trained anew. It can be sampled, too."""
+    before, resolved = tiny.weights(copy), copy / "recipe.resolved.toml"
+    text = resolved.read_text()
+    resolved.write_text(text.replace("clip = true\n", "").replace('upsample = "bilinear"\n', ""))
+    assert resolved.read_text() != text
+    resume(copy)
+    assert tiny.weights(copy) == before
+    assert resolved.read_text() != text
+    for path in (copy / "stages" / "fine" / "ckpt").glob("*/ema.safetensors"):
+        tensors, metadata = read_weights(path)
+        del metadata["table"]["upsample"]
+        save_file(tensors, path, metadata={"cdmkit": json.dumps(metadata)})
+        (path.parent / "state.json").unlink()
+    assert tiny.call("sample", copy, "--count", 1).exit_code == 0
 
 
 def test_a_changed_stage_is_trained_anew_alone_when_allowed(copy: Path) -> None:

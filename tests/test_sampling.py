@@ -183,6 +183,24 @@ def test_a_preview_ends_at_the_network_call_at_which_it_is_told_to(lineage: list
     assert not path.exists()
 
 
+def exhaust(*_: object) -> None:
+    """What a device without memory does when a network is called."""
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_too_little_memory_is_said(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
+    """Not called a defect: for samples a smaller batch is advised; a preview says what to leave out, and is not blamed on training."""
+    job = Job(lineage=lineage, count=8, batch=4, seed=0)
+    renderer = job.renderer(trained / "stages", 8, Progress(lambda event: None))
+    network = renderer.networks["base"]
+    network.register_forward_pre_hook(exhaust)
+    with pytest.raises(SetupError, match=r"to sample 4 images up to stage 'fine' at once\. Lower sample\.batch \(--batch"):
+        job.run(renderer, tmp_path, lambda event: None)
+    path, source = tmp_path / "grid.png", Shapes(resolution=8)
+    with pytest.raises(SetupError, match=r"64 images up to stage 'base' at once.*sample_every = 0"):
+        preview(lineage[0], None, network=network, source=source, downsample=Resize.AREA, seed=0, path=path, tick=quiet)
+
+
 def test_a_preview_noises_training_images_to_s_in_either_mode(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
     """A truncated stage's network expects z_s, which real images are not: they are noised to it, as a finished parent's would be."""
     base, fine = lineage

@@ -3,7 +3,6 @@
 from cdmkit.recipe.faults import Fault, Faults, RecipeFaults, SetupFaults, dotted
 from cdmkit.recipe.model import Data, Recipe, Requires, Sample
 from cdmkit.recipe.reading import read
-from cdmkit.recipe.structure import structure_stage
 from cdmkit.recipe.write import diff, to_table, to_toml
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "diff",
     "dotted",
     "read",
-    "structure_stage",
     "to_table",
     "to_toml",
 ]

@@ -20,14 +20,12 @@ from cattrs.cols import homogenous_tuple_structure_factory, is_mapping, mapping_
 from cattrs.errors import AttributeValidationNote, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn, override
 
-from cdmkit.cascade import Stage
 from cdmkit.catalog import Catalog
 from cdmkit.component import Component, option_of
 from cdmkit.errors import RecipeError, SetupError
 from cdmkit.kinds import KINDS
 from cdmkit.nearest import did_you_mean
-from cdmkit.recipe.faults import KeyPath, Problem, failure
-from cdmkit.recipe.tree import Node
+from cdmkit.recipe.faults import KeyPath, Problem
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
@@ -42,15 +40,6 @@ def structure(plain: Any, cls: type[T], catalog: Catalog) -> T | list[Problem]:
         return _converter(catalog).structure(plain, cls)
     except Exception as error:  # cattrs raises what hooks raise, alone or in groups
         return list(_problems(error, ()))
-
-
-def structure_stage(table: dict[str, Any], name: str, catalog: Catalog) -> Stage:
-    """The stage of a table that `to_table` made, such as a checkpoint holds. Raises RecipeError or SetupError where it does not fit."""
-    made = structure({**table, "name": name}, Stage, catalog)
-    if isinstance(made, list):
-        root = Node.of(table, f'stage "{name}"', {})
-        raise failure(root.fault(problem) for problem in made)
-    return made
 
 
 def _converter(catalog: Catalog) -> Converter:

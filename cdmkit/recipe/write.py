@@ -18,17 +18,27 @@ _WIDTH = 100
 """Tables that fit a line of this many characters are written inline."""
 
 
-def to_table(value: Any) -> Any:
-    """Plain dicts, lists and scalars that read back as `value`: every option that is not None, and each component's `type`."""
+def to_table(value: Any, defaults: bool = True) -> Any:
+    """Plain dicts, lists and scalars that read back as `value`: every option that is not None, and each component's `type`.
+
+    defaults: whether to write options that are as they would be anyway. Without them a table stays equal when its class gets new options.
+    """
     if attrs.has(type(value)):
         named = {"type": value.type_name} if isinstance(value, Component) else {}
-        options = {field.name: getattr(value, field.name) for field in attrs.fields(type(value)) if option_of(field)}
-        return named | {name: to_table(item) for name, item in options.items() if item is not None}
+        options = {field: getattr(value, field.name) for field in attrs.fields(type(value)) if option_of(field)}
+        written = {field.name: item for field, item in options.items() if item is not None and (defaults or item != _default(field))}
+        return named | {name: to_table(item, defaults) for name, item in written.items()}
     if isinstance(value, Mapping):
-        return {key: to_table(item) for key, item in value.items()}
+        return {key: to_table(item, defaults) for key, item in value.items()}
     if isinstance(value, tuple):
-        return [to_table(item) for item in value]
+        return [to_table(item, defaults) for item in value]
     return value.value if isinstance(value, Enum) else value
+
+
+def _default(field: attrs.Attribute[Any]) -> Any:
+    """What an option is where a table does not say."""
+    default: Any = field.default
+    return default.factory() if hasattr(default, "factory") else default
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -86,10 +96,14 @@ def _string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What changed between two plain tables, a line for each value: `stage.base.train.steps: 100 -> 200`."""
+def diff(old: Mapping[str, Any], new: Mapping[str, Any], lean: Mapping[str, Any] | None = None) -> list[str]:
+    """What changed between two plain tables, a line for each value: `stage.base.train.steps: 100 -> 200`.
+
+    lean: `new` without defaults. Only what is in it can be new: `old` may be of a version that had fewer options.
+    """
     before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
-    changed = [key for key in before | after if before.get(key) != after.get(key)]
+    comparable = before | dict(_leaves(new if lean is None else lean, ""))
+    changed = [key for key in comparable if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}" for key in changed]
 
 

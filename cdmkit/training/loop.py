@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from cdmkit.cascade import Stage
+from cdmkit.cascade.memory import out_of_memory
 from cdmkit.data.resize import Resize
 from cdmkit.errors import NumericsError, SetupError, Stopped
 from cdmkit.events import Emit, StageStarted, Warned
@@ -55,7 +54,7 @@ def train(
     session = stage.backend.start()
     checkpoints = folder / "ckpt"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    with _out_of_memory_explained(stage):
+    with out_of_memory(_too_much(stage)):
         learner = Learner(stage, classes=classes, seed=seed, session=session)
         saved = load_latest(checkpoints, lambda message: emit(Warned(message=message)))
         if saved is not None:
@@ -96,14 +95,16 @@ def _run(
         ends = learner.step == pace.steps
         reports = ends or learner.step % pace.log_every == 0
         saves = ends or learner.step % pace.checkpoint_every == 0
-        if reports or saves or session.device.type == "cpu":  # on a CPU looking costs nothing
+        shows = pace.sample_every and learner.step % pace.sample_every == 0
+        if reports or saves or shows or session.device.type == "cpu":  # on a CPU looking costs nothing
             _check(learner, saver)
         if reports:
             meter.report(lr)
-        if saves:
-            saver.save(last_chance=ends)
-        if sample and pace.sample_every and learner.step % pace.sample_every == 0:
-            sample(learner.ema.module, learner.step)
+        with meter.paused():
+            if saves:
+                saver.save(last_chance=ends)
+            if sample and shows:
+                sample(learner.ema.module, learner.step)
 
 
 def _check(learner: Learner, saver: Saver) -> None:
@@ -115,16 +116,11 @@ def _check(learner: Learner, saver: Saver) -> None:
         )
 
 
-@contextlib.contextmanager
-def _out_of_memory_explained(stage: Stage) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        train = stage.train
-        at_once = f"{train.batch // train.accumulate} images of {stage.resolution} x {stage.resolution}"
-        raise SetupError(
-            f"stage {stage.name!r}: the device has not enough memory for {at_once} at once. "
-            f"Raise train.accumulate (now {train.accumulate}) or lower train.batch (now {train.batch})."
-        ) from error
+def _too_much(stage: Stage) -> str:
+    """What to say where the device has not enough memory to train a stage."""
+    train = stage.train
+    at_once = f"{train.batch // train.accumulate} images of {stage.resolution} x {stage.resolution}"
+    return (
+        f"stage {stage.name!r}: the device has not enough memory for {at_once} at once. "
+        f"Raise train.accumulate (now {train.accumulate}) or lower train.batch (now {train.batch})."
+    )

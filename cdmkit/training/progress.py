@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -25,6 +27,13 @@ class Meter:
         self._sums = torch.zeros(3, device=self._one.device)
         self._since = self.learner.step
         self._clock = time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of what is no training, begun when the device is done with all before."""
+        since = time.monotonic()
+        yield
+        self._clock += time.monotonic() - since
 
     def add(self, update: Update) -> None:
         """Count a step; a bad one has no part in the means."""

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,3 +281,12 @@ def test_terminated_process_saves_and_says_stopped(tmp_path: Path) -> None:
     saved = latest(tmp_path / "ckpt")
     assert saved is not None
     assert load(saved).step >= 1
+
+
+def test_speed_is_that_of_training_alone(tmp_path: Path) -> None:
+    """Time that sample grids take is not counted."""
+    events: list[Event] = []
+    stage = make_stage({"steps": 4, "log_every": 2, "sample_every": 1})
+    run(stage, tmp_path, emit=events.append, sample=lambda network, step: time.sleep(0.5))
+    slowest = min(event.images_per_second for event in events if isinstance(event, Progress))
+    assert slowest > 2 * stage.train.batch
