@@ -25,7 +25,7 @@ from cdmkit.errors import DataError
 IMAGE_EXTENSIONS = frozenset({"bmp", "jpeg", "jpg", "png", "webp"})
 
 _BLOCK = 512
-_LONGEST_NAME = 1 << 20
+_LONGEST_HEADER = 1 << 16
 _LONGEST_LABEL = 32
 _LARGEST_IMAGE = 1 << 30
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -106,7 +106,7 @@ def members(fd: int, path: Path) -> Iterator[Member]:
     long_name = ""
     for name, kind, start, size in _headers(fd, path):
         if kind in b"LKxg":
-            if size > _LONGEST_NAME:
+            if size > _LONGEST_HEADER:
                 raise DataError(f"{path}: damaged: {size} bytes of extended header at byte {start - _BLOCK}")
             if kind == ord("L"):
                 long_name = _text(os.pread(fd, size, start))
@@ -170,15 +170,18 @@ def _text(field: bytes) -> str:
 
 def _pax_path(payload: bytes, offset: int, path: Path) -> str:
     """`path` of a PAX extended header, "" where it has none. Its records are "<length> <key>=<value>" and a line end."""
-    found = ""
+    found, at, end = "", 0, len(payload.rstrip(b"\0"))
     try:
-        while payload := payload.lstrip(b"\0"):
-            length = int(payload.split(b" ", 1)[0])
-            key, _, value = payload[:length].split(b" ", 1)[1].partition(b"=")
+        while at < end:
+            blank = payload.index(b" ", at)
+            after = at + int(payload[at:blank])
+            if not blank < after <= end:
+                raise ValueError
+            key, _, value = payload[blank + 1 : after].partition(b"=")
             if key == b"path":
                 found = value[:-1].decode("utf-8", "surrogateescape")
-            payload = payload[max(length, 1) :]
-    except (ValueError, IndexError):
+            at = after
+    except ValueError:
         raise DataError(f"{path}: damaged: unreadable extended header at byte {offset}") from None
     return found
 

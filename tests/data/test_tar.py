@@ -49,6 +49,37 @@ def test_long_names(tmp_path: Path, format: int) -> None:
     assert index.keys == [key, "short"]
 
 
+def pax(folder: Path, records: bytes) -> Path:
+    """A tar whose one image has this PAX extended header."""
+    path, header = folder / "pax.tar", tarfile.TarInfo("header")
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(header, io.BytesIO(records))
+        tar.addfile(tarfile.TarInfo("a.png"))
+    return path
+
+
+def test_pax_records_are_read_one_by_one(tmp_path: Path) -> None:
+    """Values may hold blanks, line ends and what looks like another record."""
+    records = b"22 comment=9 path=z.g\n" + b"12 x=a\nb=c\n\n" + b"14 path=b.png\n"
+    assert index_tar(pax(tmp_path, records)).keys == ["b"]
+
+
+@pytest.mark.parametrize("records", [b"x", b"5", b"-3 a=b\n", b"0 a=b\n", b"2 a=b\n", b"99 a=b\n", b"one a=b\n"])
+def test_damaged_pax_headers(tmp_path: Path, records: bytes) -> None:
+    """Lengths that are none, or that lead nowhere."""
+    with pytest.raises(DataError, match="unreadable extended header"):
+        index_tar(pax(tmp_path, records))
+
+
+def test_pax_headers_are_short(tmp_path: Path) -> None:
+    """More than 64 KiB are refused unread."""
+    records = b"8 k=val\n"
+    assert index_tar(pax(tmp_path, records * (1 << 13))).keys == ["a"]
+    with pytest.raises(DataError, match="65544 bytes of extended header"):
+        index_tar(pax(tmp_path, records * ((1 << 13) + 1)))
+
+
 def test_ustar_prefix(tmp_path: Path) -> None:
     """A long folder stands in the prefix field of a ustar header."""
     key = "d" * 90 + "/" + "f" * 60
