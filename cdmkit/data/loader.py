@@ -25,6 +25,9 @@ class Loader(Batches):
     `workers` threads (decoding lets go of the interpreter lock) keep at least two batches ready. Neither their number nor what they had
     read ahead changes what comes: opened at position p, the stream is what an uninterrupted one gives from p on. An error of `read`
     is raised by `next` where the batch would have come, and again by every later `next`.
+
+    Each reader computes with one torch thread, since teams of their own would take the cores from training. torch counts that for every
+    thread that is started later in the process, too; threads that have computed before keep their number.
     """
 
     def __init__(

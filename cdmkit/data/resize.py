@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +47,14 @@ def _area(images: Tensor, resolution: int) -> Tensor:
     height, width = images.shape[-2:]
     if height % resolution == 0 and width % resolution == 0:
         return F.interpolate(images, (resolution, resolution), mode="area")
-    rows, columns = (_shares(source, resolution).to(images) for source in (height, width))
+    rows, columns = (_shares(source, resolution, images.device, images.dtype) for source in (height, width))
     return rows @ images @ columns.T
 
 
-def _shares(source: int, target: int) -> Tensor:
+@lru_cache(maxsize=16)
+def _shares(source: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """[target, source]: how much of each target pixel each source pixel covers; rows sum to 1."""
     edges = torch.arange(target + 1, dtype=torch.float64) * source / target
     pixels = torch.arange(source, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
-    return overlap.clamp(min=0) * target / source
+    return (overlap.clamp(min=0) * target / source).to(device, dtype)

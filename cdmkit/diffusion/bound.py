@@ -24,7 +24,9 @@ def normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2
 def discretized_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """Log of the probability that N(mean, var) falls into x's bin of the 256 levels in [-1, 1], DDPM eq. 13, in nats.
 
-    The outermost bins reach to infinity; probabilities inside are kept above 1e-12. x: [B, ...] made of 8-bit levels.
+    The outermost bins reach to infinity; probabilities inside are kept above 1e-12. x: [B, ...] in [-1, 1].
+    It is exact where x is made of 8-bit levels. For values between them, as shrinking to a stage makes, we take the bin of that
+    width around x: our choice, so that images need not be rounded first.
     """
     scale = torch.exp(-0.5 * log_variance)
     # float32 gradients of log_ndtr turn into NaN far out, and would through `where` even for pixels that do not use it

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cdmkit.data.resize import Resize
+from cdmkit.data.resize import Resize, _shares
 
 Pixels = npt.NDArray[np.float64]
 
@@ -40,6 +40,15 @@ def by_filter(image: Pixels, size: int, filter_: Literal["box", "triangle"]) -> 
 def test_area_is_the_mean_over_each_target_pixel(source: int, target: int) -> None:
     """Also where source pixels are divided among targets."""
     np.testing.assert_allclose(Resize.AREA(images(source), target).numpy(), by_filter(images(source).numpy(), target, "box"), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_area_answers_in_the_dtype_it_is_given(dtype: torch.dtype) -> None:
+    """However often, and whatever it was given before."""
+    x = images(15)
+    for each in (torch.float64, torch.float32, dtype):
+        assert Resize.AREA(x.to(each), 4).dtype == each
+    assert _shares(15, 4, x.device, dtype) is _shares(15, 4, x.device, dtype)
 
 
 def test_area_by_a_whole_factor_is_the_block_mean() -> None:
