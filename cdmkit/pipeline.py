@@ -218,9 +218,14 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Em
 
 
 def sample_leaves(recipe: Recipe, run: Run, emit: Emit, stop: training.StopRequest) -> Path:
-    """Sample every stage that no other enlarges, as `[sample]` says. Returns the grid of the first."""
-    grids = [sample_stage(recipe, run, leaf, emit, run.path / "samples", stop=stop) for leaf in recipe.cascade.leaves()]
-    return grids[0]
+    """Sample every stage that no other enlarges, as `[sample]` says. Returns the grid of the first.
+
+    Several have a folder each: the stages they share may stop at different timesteps for each.
+    """
+    leaves, folder = list(recipe.cascade.leaves()), run.path / "samples"
+    folders = {leaf: folder / leaf.name if len(leaves) > 1 else folder for leaf in leaves}
+    first, *_ = [sample_stage(recipe, run, leaf, emit, place, stop=stop) for leaf, place in folders.items()]
+    return first
 
 
 def sample_stage(

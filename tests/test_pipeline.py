@@ -142,16 +142,18 @@ def test_samples_have_no_labels_where_no_stage_is_told_them(tmp_path: Path) -> N
 
 
 def test_every_last_stage_of_a_branching_cascade_is_sampled(tmp_path: Path) -> None:
-    """Two children of one base; the first one's grid is the result."""
+    """Two children of one base, in a folder each; the first one's grid is the result."""
     other = "[stage.other]\n" + SR.replace("resolution = 8", "resolution = 12").replace("truncated", "non-truncated")
     recipe = tiny.write(tmp_path, tiny.RECIPE + other)
     result = tiny.call("run", recipe, "--runs", tmp_path, "--set", "data.source.resolution=24")
     assert result.exit_code == 0, result.stderr
     grid = Path(result.stdout.strip())
     assert grid.name == "fine.png"
-    names = {path.name for path in grid.parent.iterdir()}
-    assert names == {"base.png", "fine.png", "fine-00000.tar", "other.png", "other-00000.tar"}
-    assert WebDataset(shards=str(grid.parent / "other-*.tar")).card().resolution == 12
+    for leaf in ("fine", "other"):
+        assert {path.name for path in (grid.parents[1] / leaf).iterdir()} == {"base.png", f"{leaf}.png", f"{leaf}-00000.tar"}
+    shared = [grid.parents[1] / leaf / "base.png" for leaf in ("fine", "other")]
+    assert shared[0].read_bytes() != shared[1].read_bytes(), "the truncated one takes over z_s"
+    assert WebDataset(shards=str(grid.parents[1] / "other" / "other-*.tar")).card().resolution == 12
 
 
 def test_three_stages_of_either_mode_without_classes(tmp_path: Path) -> None:

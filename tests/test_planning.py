@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from cdmkit.builtin.augmentations import GaussianNoise
-from cdmkit.builtin.backends import Device, Precision, Torch
+from cdmkit.builtin.backends import Device, Precision, Torch, TorchSession
 from cdmkit.builtin.losses import Simple
 from cdmkit.builtin.optimizers import Adam
 from cdmkit.builtin.samplers import Ancestral, Ddim
@@ -22,7 +22,7 @@ from cdmkit.builtin.unet import UNet
 from cdmkit.cascade import Cascade, Handover, Mode, Stage, Training
 from cdmkit.component import component, evolve
 from cdmkit.diffusion import Condition
-from cdmkit.kinds import Backbone, NetworkSpec
+from cdmkit.kinds import Backbone, Backend, NetworkSpec
 from cdmkit.planning import StagePlan, plan
 from tests import tiny
 
@@ -100,6 +100,20 @@ def test_activations_are_what_autograd_keeps(stage: Stage, precision: Precision)
     told = planned(BASE, stage)[stage.name] if stage.after else planned(stage)[stage.name]
     assert told.activation_bytes == pytest.approx(real, rel=0.1)
     assert told.training_bytes == told.state_bytes + told.activation_bytes
+
+
+@component("far")
+class Far(Backend):
+    """A device that is not the CPU, in bf16."""
+
+    def start(self) -> TorchSession:
+        return TorchSession(torch.device("mps"), bf16=True, compile=False)
+
+
+def test_activations_are_in_the_precision_of_any_device() -> None:
+    """As much as in bf16 on the CPU, where they are traced."""
+    near = planned(evolve(BASE, backend=Torch(device=Device.CPU, precision=Precision.BF16)))["base"]
+    assert planned(evolve(BASE, backend=Far()))["base"] == near != planned(BASE)["base"]
 
 
 def test_activations_follow_what_is_worked_on_at_once() -> None:

@@ -31,6 +31,7 @@ class Precision(Enum):
     AUTO = "auto"
     """bf16 where the hardware multiplies in it (CUDA from Ampere on, CPUs with AMX), else fp32."""
     FP32 = "fp32"
+    """On CUDA without TF32, which has 10 bits of mantissa."""
     BF16 = "bf16"
 
 
@@ -39,7 +40,7 @@ class Torch(Backend):
     """One device of this process."""
 
     device: Device = option(Device.AUTO, help="auto: CUDA if there is one, then MPS, then the CPU")
-    precision: Precision = option(Precision.AUTO, help="auto: bf16 where the hardware multiplies in it, else fp32")
+    precision: Precision = option(Precision.AUTO, help="auto: bf16 where the hardware multiplies in it, else fp32; fp32 is without TF32")
     compile: bool = option(False, help="compile networks with torch.compile: a minute or more at the start, faster steps on a GPU")
 
     def start(self) -> Session:
@@ -54,6 +55,8 @@ class Torch(Backend):
             raise SetupError(
                 f'backend device = "{self.device.value}": torch sees no such device here; there is: {names}. Choose one or "auto".'
             )
+        if self.precision is Precision.FP32:
+            torch.backends.cudnn.allow_tf32 = False  # of the whole process; on by default for convolutions
         bf16 = _multiplies_bf16(chosen) if self.precision is Precision.AUTO else self.precision is Precision.BF16
         return TorchSession(torch.device(chosen.value), bf16, self.compile)
 

@@ -30,7 +30,7 @@ class Parent:
 
 @attrs.frozen(eq=False)
 class Objective:
-    """The loss of one stage's network. Calling it never makes the host wait for the device."""
+    """The loss of one stage's network. But for the copy of its batch, calling it never makes the host wait for the device."""
 
     stage: Stage
     classes: int

@@ -49,6 +49,15 @@ def test_precision_is_that_of_products(precision: Precision, dtype: torch.dtype)
     assert all(p.dtype == torch.float32 and p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters())
 
 
+def test_fp32_is_not_tf32() -> None:
+    """Convolutions on CUDA may be in TF32 until fp32 is asked for."""
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        Torch(device=Device.CPU, precision=Precision.BF16).start()
+        assert torch.backends.cudnn.allow_tf32
+        Torch(device=Device.CPU, precision=Precision.FP32).start()
+        assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize(("precision", "channels_last"), [(Precision.FP32, True), (Precision.BF16, False)])
 def test_layout_suits_the_precision(precision: Precision, channels_last: bool) -> None:
     """On a CPU convolutions lie channels-last in fp32 and channels-first in bf16: whichever was measured to be faster."""
