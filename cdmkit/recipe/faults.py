@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import attrs
 
 from cdmkit.errors import CdmkitError, RecipeError, SetupError
+from cdmkit.redact import redact
 
 KeyPath = tuple[str | int, ...]
 """The way to a value: keys of tables and indices of lists."""
@@ -89,8 +90,7 @@ def _place(fault: Fault) -> tuple[bool, str, int, int]:
 
 
 def redacted(text: str, secrets: Iterable[tuple[str, str]] = ()) -> str:
-    """`text` without values from the environment (value, what to say instead), and without passwords and signatures of URLs."""
+    """`text` without values from the environment (value, what to say instead), and without what `redact` hides."""
     for value, instead in secrets:
         text = text.replace(value, instead)
-    text = re.sub(r"(\w://)[^\s/@\"]+@", r"\1...@", text)
-    return re.sub(r"(\w://[^\s?\"]*\?)[^\s\"]+", r"\1...", text)
+    return redact(text)
