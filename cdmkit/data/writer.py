@@ -29,8 +29,8 @@ class Sample(NamedTuple):
 def write_shards(samples: Iterable[Sample], folder: Path, prefix: str = "train", per_shard: int = 10_000) -> list[Path]:
     """Write samples to `folder/prefix-00000.tar`, ... as lossless PNG, `.cls` and `.json`, with keys `prefix-0000000`, ...
 
-    Each shard is complete or not there, and equal samples make equal bytes. Shards of these names that were there before are replaced, those
-    beyond the last one removed, so that no two jobs mix. Returns the shards' paths. Raises OSError where a shard cannot be written.
+    Each shard is complete or not there, and equal samples make equal bytes. What was there under these names before is replaced or
+    removed, so that no two jobs mix. Returns the shards' paths. Raises OSError where a shard cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
