@@ -52,7 +52,7 @@ def look_at_data(recipe: Recipe) -> DataCard:
     if card.resolution % largest:
         raise DataError(
             f"the images are {card.resolution} x {card.resolution} pixels, but the largest stage makes {largest} x {largest}: "
-            "they must be as large, or a multiple of it"
+            "they must be as large, or a multiple of it. Use larger images (`shapes` draws any: data.source.resolution) or smaller stages"
         )
     if recipe.data.downsample is Resize.NEAREST and min(resolutions) < card.resolution:
         raise RecipeError('data.downsample = "nearest" cannot shrink images, since that would alias: use "area", "bilinear" or "bicubic"')
@@ -184,7 +184,8 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Em
     if training.latest(folder / "ckpt") and training.is_done(folder, digest, stage.train.steps):
         emit(StageFinished(stage=stage.name, step=stage.train.steps, skipped=True))
         return
-    run.claim_stage(stage.name, digest)
+    if run.claim_stage(stage.name, digest):
+        emit(Warned(message=f"stage {stage.name!r} is another one now: what it had learned is removed, it is trained anew"))
 
     def show(network: nn.Module, step: int) -> None:
         path = folder / "samples" / f"step-{step:08d}.png"

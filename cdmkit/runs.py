@@ -135,16 +135,18 @@ class Run:
         except OSError as error:
             raise SetupError(f"cannot write samples into {self.path}: {error}. Choose another place by --out.") from error
 
-    def claim_stage(self, name: str, fingerprint: str) -> None:
-        """Make a stage's folder one for weights with this fingerprint: what was trained there for another is removed."""
+    def claim_stage(self, name: str, fingerprint: str) -> bool:
+        """Make a stage's folder one for weights with this fingerprint: what was trained there for another is removed. Was there any?"""
         folder = self.stage(name)
         note = folder / "fingerprint"
         if note.exists() and note.read_text(encoding="utf-8").strip() == fingerprint:
-            return
+            return False
+        removed = (folder / "ckpt").exists()
         (folder / "done").unlink(missing_ok=True)
         for made in ("ckpt", "samples"):
             shutil.rmtree(folder / made, ignore_errors=True)
         write_text(note, fingerprint + "\n")
+        return removed
 
     @contextlib.contextmanager
     def lock(self, force: bool = False) -> Iterator[None]:
@@ -232,10 +234,12 @@ def _new_folder(parent: Path, stem: str) -> Path:
 
 
 def _empty_folder(path: Path) -> Path:
-    """Make `path`, which must not hold a run yet."""
+    """Make `path`, which must not hold anything yet."""
     path.mkdir(parents=True, exist_ok=True)
     if (path / "run.json").exists():
         raise SetupError(f"{path} holds a run already: go on with it by --resume, or choose another folder")
+    if any(path.iterdir()):
+        raise SetupError(f"{path} holds files that are no run's: choose a new or an empty folder")
     return path
 
 

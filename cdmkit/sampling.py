@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,9 @@ class Job:
         shown: dict[str, list[Tensor]] = {stage.name: [] for stage in self.lineage}
         last = self.lineage[-1].name
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):  # before the work, not after it
+                raise PermissionError("it cannot be written to")
             write_shards(self._samples(renderer, shown), folder, prefix=last)
             for stage, images in shown.items():
                 path = folder / f"{stage}.png"
@@ -116,7 +120,7 @@ def _too_much(count: int, stage: Stage, mend: str) -> str:
 def obey(stop: StopRequest, stage: str) -> None:
     """Raise Stopped where that was asked for, while `stage` is sampled."""
     if stop.requested:
-        raise Stopped(f"stopped by {stop.reason} while stage {stage!r} was sampled. Go on with: cdmkit run ... --resume")
+        raise Stopped(f"stopped by {stop.reason} while stage {stage!r} was sampled. Go on with the same command and --resume")
 
 
 def open_renderer(lineage: Sequence[Stage], stages: Path, classes: int, seed: int, tick: Tick) -> Renderer:

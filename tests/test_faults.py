@@ -69,7 +69,7 @@ def test_a_run_stopped_and_killed_goes_on_to_the_same_end(tmp_path: Path) -> Non
         if not killed:
             told = err.splitlines()[-1]
             assert told.startswith(f"stopped by {signal.Signals(number).name} at step ")
-            assert f"of stage '{stage}'; all is saved. Go on with: cdmkit run ... --resume" in told
+            assert f"of stage '{stage}'; all is saved. Go on with the same command and --resume" in told
             assert json.loads((folder / "run.json").read_text())["outcome"] == "stopped"
     code, out, err = command("run", recipe, "--run", folder, "--resume")
     assert (code, out) == (0, f"{folder}/samples/fine.png\n"), err

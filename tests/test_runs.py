@@ -212,3 +212,11 @@ def test_claim_keeps_what_fits_and_removes_what_does_not(tmp_path: Path) -> None
     run.claim_stage("base", "two")
     assert not checkpoint.exists()
     assert not (run.stage("base") / "done").exists()
+
+
+def test_a_run_does_not_go_among_other_files(tmp_path: Path) -> None:
+    """A folder with files of its own is refused, and left as it is."""
+    (tmp_path / "recipe.toml").write_text("mine")
+    with pytest.raises(SetupError, match="holds files"), Run.create(tmp_path, "name", tmp_path, seed=0):
+        raise AssertionError("it was made")
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]

@@ -58,7 +58,7 @@ class Stage:
     """One diffusion model of a cascade."""
 
     name: str = attrs.field()
-    resolution: int = option(help="height and width of its images, in pixels", ge=1)
+    resolution: int = option(help="height and width of its images, in pixels", ge=1, le=8192)
     after: str | None = option(None, help="the stage whose images it enlarges; none: a base stage")
     schedule: Schedule = option(help="how fast noise is added")
     sampling_schedule: Schedule | None = option(

@@ -35,7 +35,7 @@ def runs(name: str | None, runs: Path, as_json: bool) -> None:
         print_json(found)
         return
     if not found:
-        click.echo(f"no runs under {runs}", err=True)
+        click.echo(f"no runs{f' of {name}' if name else ''} under {runs}", err=True)
         return
     rows = [(r["path"], r["state"], r["started"], ", ".join(f"{stage} {step}" for stage, step in r["steps"].items())) for r in found]
     print_table(("run", "state", "started", "steps saved"), rows)

@@ -109,7 +109,7 @@ def _values(option: str, given: tuple[str, ...], every: list[str], known: list[s
             raise click.BadParameter(f'"{text}" is not [STAGE=]N with a whole number N', param_hint=f"--{option}")
         stages = [stage] if stage else every
         if not known or not set(stages) <= set(known):
-            choice = f"it is for {', '.join(known)}" if known else f"{every[-1]} is sampled from noise alone"
+            choice = f"STAGE can be {', '.join(known)}" if known else f"{every[-1]} is sampled from noise alone"
             raise click.BadParameter(f'"{text}": {choice}', param_hint=f"--{option}")
         for name in stages:
             yield f"stage.{name}.{key}={number}"

@@ -7,7 +7,7 @@ from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cdmkit import events
 from cdmkit.hookspecs import hookimpl
@@ -25,9 +25,8 @@ class Watcher:
             "{task.description:<12}",
             BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            "left",
             TimeRemainingColumn(),
+            "left",
             "{task.fields[note]}",
         )
         self._bars = Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=self.console, transient=True)

@@ -16,7 +16,10 @@ from cdmkit.errors import DataError
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 _MOST_NAMES = 1_000_000
-_MEND = "set CDMKIT_DATA if the recipe reads it, give --set data.source.shards=PATTERN, or change `shards` in the recipe"
+_MEND = (
+    "set CDMKIT_DATA if the recipe reads it, give --set data.source.shards=PATTERN, or change `shards` in the recipe; "
+    "what shards are and how to make them: docs/how-to/train-on-your-shards.md"
+)
 
 
 def find_shards(pattern: str) -> list[Path]:

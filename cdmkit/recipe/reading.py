@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from cdmkit.catalog import Catalog
+from cdmkit.nearest import did_you_mean
 from cdmkit.plugins import Plugins
 from cdmkit.recipe.checks import check_cascade, check_names, check_networks, check_requires
 from cdmkit.recipe.env import Environment
@@ -29,8 +30,11 @@ def read(path: Path | str, plugins: Plugins, overrides: Iterable[str] = ()) -> R
     Raises RecipeError with every fault, or SetupError where only what is installed is at fault.
     """
     root = merge(read_file(DEFAULTS), read_file(Path(path)))
+    known = root.plain().get("stage")
     for text in overrides:
-        root = merge(root, read_override(text))
+        laid = read_override(text)
+        _check_stages(laid, known)
+        root = merge(root, laid)
     environment = Environment(os.environ)
     root, found = _with_defaults(root)
     root = environment.expand(root)
@@ -39,6 +43,16 @@ def read(path: Path | str, plugins: Plugins, overrides: Iterable[str] = ()) -> R
         return _recipe(root, found, plugins.catalog)
     except Faults as error:
         raise failure(attrs.evolve(fault, text=redacted(fault.text, environment.secrets())) for fault in error.faults) from None
+
+
+def _check_stages(laid: Node, known: Any) -> None:
+    """Raise where `--set` names a stage that the recipe has not: half a stage would be the result."""
+    stages = laid.step("stage")
+    if stages is None or not stages.is_table or not isinstance(known, dict):
+        return
+    for name, stage in stages.value.items():
+        if name not in known:
+            raise failure([Fault(stage.origin, ("stage", name), f'there is no stage "{name}"{did_you_mean(name, known)}')])
 
 
 def _with_defaults(root: Node) -> tuple[Node, list[Fault]]:

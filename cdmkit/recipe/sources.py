@@ -66,9 +66,9 @@ def _text(path: Path) -> str:
 
 def read_override(text: str) -> Node:
     """The table of one `--set key.path=value`."""
-    key, _, value = (part.strip() for part in text.partition("="))
+    key, equals, value = (part.strip() for part in text.partition("="))
     source = f"--set {key}"
-    if not key or key.startswith("[") or "\n" in text:
+    if not key or not equals or key.startswith("[") or "\n" in text:
         raise failure([Fault(Origin(source), (), "must be key.path=value, such as --set stage.base.train.steps=1000")])
     try:
         return Node.of(tomli.loads(f"{key} = {value}"), source, {})

@@ -88,7 +88,7 @@ def _run(
         if stop.requested:
             saver.save(last_chance=True)
             where = f"step {learner.step} of {pace.steps} of stage {learner.stage.name!r}"
-            raise Stopped(f"stopped by {stop.reason} at {where}; all is saved. Go on with: cdmkit run ... --resume")
+            raise Stopped(f"stopped by {stop.reason} at {where}; all is saved. Go on with the same command and --resume")
         lr = learner.lr
         meter.add(learner.update(objective, batches))
         session.boundary()

@@ -43,11 +43,11 @@ def test_those_of_one_recipe_may_be_asked_for(root: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("arguments", [(), ("other",)])
-def test_none_is_no_error(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("arguments", "what"), [((), "no runs"), (("other",), "no runs of other")])
+def test_none_is_no_error(tmp_path: Path, arguments: tuple[str, ...], what: str) -> None:
     """An empty list; for people a line on stderr."""
     result = tiny.call("runs", *arguments, "--runs", tmp_path / "gone")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"no runs under {tmp_path}/gone\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"{what} under {tmp_path}/gone\n")
     assert json.loads(tiny.call("runs", *arguments, "--runs", tmp_path / "gone", "--json").stdout) == []
 
 

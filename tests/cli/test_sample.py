@@ -123,9 +123,9 @@ def refused(trained: Path, code: int, *arguments: object) -> Result:
         (("--stage", "fin"), 'no stage "fin"; did you mean "fine"?; there are: base, fine'),
         (("--s", "many"), '"many" is not [STAGE=]N with a whole number N'),
         (("--s", "-3"), '"-3" is not [STAGE=]N with a whole number N'),
-        (("--s", "base=3"), '"base=3": it is for fine'),
+        (("--s", "base=3"), '"base=3": STAGE can be fine'),
         (("--s", "3", "--stage", "base"), '"3": base is sampled from noise alone'),
-        (("--steps", "bass=3"), '"bass=3": it is for base, fine'),
+        (("--steps", "bass=3"), '"bass=3": STAGE can be base, fine'),
     ],
 )
 def test_wrong_options_are_usage_errors(trained: Path, arguments: tuple[str, ...], words: str) -> None:

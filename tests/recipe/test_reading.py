@@ -169,7 +169,7 @@ def test_faults_of_overrides_name_the_option(faulty: Faulty) -> None:
             """area is not a TOML value; a string needs quotes, kept from the shell: --set 'stage.base.upsample="area"'""",
         ),
         ("seed=", "nothing is not a TOML value"),
-        ("seed", "nothing is not a TOML value"),
+        ("seed", "must be key.path=value"),
         ("=1", "must be key.path=value"),
         ("[stage]=1", "must be key.path=value"),
         ("seed=1\nname='x'", "must be key.path=value"),
@@ -200,3 +200,10 @@ def test_a_recipe_need_not_say_what_has_a_default(reading: Read) -> None:
     said = reading('schema = 1\nname = "short"\n' + stage + 'sampler = { steps = 7 }\nschedule = { type = "line" }\n').stage["base"]
     assert (to_table(said.sampler)["type"], to_table(said.sampler)["steps"]) == ("ddim", 7)
     assert said.schedule.type_name == "line"
+
+
+def test_set_does_not_make_stages(faulty: Faulty) -> None:
+    """A misspelt stage is said to be one, not half a stage found wanting."""
+    assert faulty(TWO, "stage.bas.train.steps=3") == [
+        '--set stage.bas.train.steps: stage.bas: there is no stage "bas"; did you mean "base"?'
+    ]
