@@ -2,23 +2,27 @@
 
     python benchmarks/samplers.py [--threads 1]
 
-The network is a tensor that lies ready, and so is the noise, so all that is timed is the sampler's own arithmetic and dispatch.
+The network is a tensor that lies ready, and so is the noise, so all that is timed is the sampler's own arithmetic and dispatch. Where
+diffusers is installed, its schedulers run the same job beside ours, turn by turn: its DDPM, DDIM and DPM-Solver++(2M) with clipping.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdmkit.builtin.samplers import Ancestral, Ddim
-from cdmkit.builtin.schedules import Cosine
+from cdmkit.builtin.heun import Heun
+from cdmkit.builtin.samplers import Ancestral, Ddim, DpmSolverPP
+from cdmkit.builtin.schedules import Linear
 from cdmkit.diffusion import Condition, Denoiser, Parameterization, Process
 from cdmkit.draws import Stream
+from cdmkit.kinds import Sampler
 
 STEPS = 250
 SHAPES = ((1, 3, 32, 32), (16, 3, 32, 32))
@@ -32,8 +36,8 @@ def ancestral_floor(chain: Process) -> Loop:
     alpha_bars = chain.alpha_bars
     x_scale = alpha_bars.rsqrt().tolist()
     epsilon_scale = (1 / alpha_bars - 1).sqrt().tolist()
-    from_x0, from_x_t = chain.posterior_mean_x0.tolist(), chain.posterior_mean_xt.tolist()
-    sigmas, timesteps = (0.5 * chain.posterior_log_variance).exp().tolist(), chain.timesteps.tolist()
+    from_x0, from_x_t = (chain.column(f"posterior_mean_{of}").tolist() for of in ("x0", "xt"))
+    sigmas, timesteps = (0.5 * chain.column("posterior_log_variance")).exp().tolist(), chain.timesteps.tolist()
 
     def loop(noise: Tensor, said: Tensor) -> Tensor:
         x = noise.clone()
@@ -69,7 +73,7 @@ def ddim_floor(chain: Process) -> Loop:
     return loop
 
 
-def ours(sampler: Ancestral | Ddim, process: Process) -> Loop:
+def ours(sampler: Sampler, process: Process) -> Loop:
     """The built-in sampler as the cascade calls it."""
 
     def loop(noise: Tensor, said: Tensor) -> Tensor:
@@ -79,14 +83,40 @@ def ours(sampler: Ancestral | Ddim, process: Process) -> Loop:
     return loop
 
 
-def microseconds(run: Callable[[], object], steps: int, repeats: int = 15) -> float:
-    """The best of some repeats, for each of the steps in a run."""
-    best = float("inf")
+def theirs() -> dict[str, Loop]:
+    """The loops over diffusers' schedulers, by our samplers' names; none where it is not installed."""
+    try:
+        from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+        from diffusers.schedulers import scheduling_ddpm
+    except ImportError:
+        return {}
+    options = {"num_train_timesteps": 1000, "beta_schedule": "linear", "timestep_spacing": "linspace"}
+    schedulers: dict[str, Any] = {
+        "ancestral": DDPMScheduler(**options, variance_type="fixed_small"),
+        "ddim": DDIMScheduler(**options),
+        "dpm-solver-pp": DPMSolverMultistepScheduler(**options),
+    }
+
+    def loop(scheduler: Any, noise: Tensor, said: Tensor) -> Tensor:
+        scheduling_ddpm.randn_tensor = lambda *_args, **_options: said  # noise that lies ready, as for the others
+        scheduler.set_timesteps(STEPS)
+        x = noise
+        for t in scheduler.timesteps:
+            x = scheduler.step(said, t, x).prev_sample
+        return x
+
+    return {name: partial(loop, scheduler) for name, scheduler in schedulers.items()}
+
+
+def microseconds(loops: Mapping[str, Callable[[], object]], repeats: int = 15) -> dict[str, float]:
+    """The best of some repeats, for each of the steps in a run; the loops take turns."""
+    best = dict.fromkeys(loops, float("inf"))
     for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best / steps * 1e6
+        for name, run in loops.items():
+            start = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return {name: seconds / STEPS * 1e6 for name, seconds in best.items()}
 
 
 @torch.inference_mode()
@@ -95,23 +125,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     torch.set_num_threads(parser.parse_args().threads)
-    process = Cosine(timesteps=4000).process()
-    chain = process.respace(STEPS)
-    pairs = {
-        "ancestral": (ours(Ancestral(steps=STEPS), process), ancestral_floor(chain)),
-        "ddim": (ours(Ddim(steps=STEPS), process), ddim_floor(chain)),
+    process = Linear(timesteps=1000).process()
+    chain, peers = process.respace(STEPS), theirs()
+    samplers: dict[str, Sampler] = {
+        "ancestral": Ancestral(steps=STEPS),
+        "ddim": Ddim(steps=STEPS),
+        "dpm-solver-pp": DpmSolverPP(steps=STEPS),
+        "heun": Heun(steps=(STEPS + 1) // 2),
     }
-    print(f"{'sampler':<10} {'shape':<14} {'cdmkit':>10} {'floor':>10} {'ratio':>6}")  # noqa: T201
+    floors = {"ancestral": ancestral_floor(chain), "ddim": ddim_floor(chain)}
+    print(f"{'sampler':<14} {'shape':<11} {'cdmkit':>9} {'floor':>9} {'ratio':>6} {'diffusers':>10} {'ratio':>6}")  # noqa: T201
     for shape in SHAPES:
         index, size = torch.arange(shape[0]), "x".join(map(str, shape))
         noise, said = (Stream.of(0, word).normal(index, shape[1:]) for word in ("noise", "said"))
-        for name, loops in pairs.items():
-            first, second = (loop(noise, said) for loop in loops)
-            torch.testing.assert_close(first, second, rtol=0, atol=1e-3)
-            mine, least = (microseconds(partial(loop, noise, said), STEPS) for loop in loops)
-            print(f"{name:<10} {size:<14} {mine:>8.1f}us {least:>8.1f}us {mine / least:>6.2f}")  # noqa: T201
-        draw = microseconds(partial(Stream.of(0, "draw").normal, index, shape[1:]), 1)
-        print(f"{'(a draw)':<10} {size:<14} {draw:>8.1f}us")  # noqa: T201
+        for name, sampler in samplers.items():
+            loops = {"cdmkit": ours(sampler, process)}
+            loops |= {who: each[name] for who, each in (("floor", floors), ("diffusers", peers)) if name in each}
+            if "floor" in loops:
+                torch.testing.assert_close(loops["cdmkit"](noise, said), loops["floor"](noise, said), rtol=0, atol=1e-3)
+            took = microseconds({who: partial(loop, noise, said) for who, loop in loops.items()})
+            beside = [
+                f"{took[who]:>7.1f}us {took['cdmkit'] / took[who]:>6.2f}" if who in took else " " * 16 for who in ("floor", "diffusers")
+            ]
+            print(f"{name:<14} {size:<11} {took['cdmkit']:>7.1f}us {' '.join(beside)}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -17,10 +17,12 @@ import torch
 from torch import nn
 
 from cdmkit.builtin.backends import Device, Precision, Torch
+from cdmkit.builtin.densities import Uniform
 from cdmkit.builtin.losses import Simple
 from cdmkit.builtin.optimizers import Adam
 from cdmkit.builtin.samplers import Ddim
 from cdmkit.builtin.schedules import Cosine
+from cdmkit.builtin.thresholds import Static
 from cdmkit.builtin.unet import UNet
 from cdmkit.cascade import Stage, Training
 from cdmkit.data.resize import Resize
@@ -36,9 +38,11 @@ STAGE = Stage(
     name="base",
     resolution=RESOLUTION,
     schedule=Cosine(),
+    density=Uniform(),
     loss=Simple(),
     backbone=UNet(channels=32, multipliers=(1, 2, 2), blocks=2, attention=(8,), heads=4, dropout=0.0),
     sampler=Ddim(steps=10),
+    threshold=Static(),
     backend=Torch(device=Device.CPU, precision=Precision.FP32),
     train=Training(batch=BATCH, steps=10**6, optimizer=Adam()),
 )
@@ -57,7 +61,9 @@ def ours() -> Callable[[], None]:
     """A step of cdmkit's loop."""
     session = STAGE.backend.start()
     learner = Learner(STAGE, classes=CLASSES, seed=0, session=session)
-    objective = Objective.of(STAGE, None, learner.network, classes=CLASSES, downsample=Resize.AREA, seed=0, session=session)
+    objective = Objective.of(
+        STAGE, None, learner.network, learner.timesteps, classes=CLASSES, downsample=Resize.AREA, seed=0, session=session
+    )
     meter = Meter(STAGE, learner, lambda _event: None)
     stream = batches()
 

@@ -21,9 +21,9 @@ from cdmkit.hookspecs import hook_name
 from cdmkit.kinds import DataCard
 from cdmkit.log import EventLog, MetricsLog
 from cdmkit.plugins import Plugins
-from cdmkit.recipe import Recipe, diff, read, to_table, to_toml
+from cdmkit.recipe import Recipe, diff, read, read_stage, to_table, to_toml
 from cdmkit.runs import Run
-from cdmkit.sampling import Job, Progress, obey, preview
+from cdmkit.sampling import Job, Progress, Reals, obey, preview, weights_of
 
 
 def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Place) -> Path:
@@ -32,14 +32,19 @@ def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Pl
     Raises CdmkitError: see `cdmkit.errors`. Nothing is written before the recipe, its data and its devices are found good.
     """
     recipe = read(recipe_file, plugins, overrides)
-    card = look_at_data(recipe)
+    card = look_at_data(recipe) if needs_data(recipe) else None
     for stage in recipe.cascade:
         stage.backend.start()
     with place.opened(recipe, card, recipe_file, plugins) as run, observed(run, plugins) as emit, training.stop_on_signals() as stop:
         emit(RunStarted(path=run.path, name=recipe.name, stages=tuple(recipe.stage)))
         for stage in recipe.cascade:
             train_stage(stage, recipe, card, run, emit, stop)
-        return sample_leaves(recipe, run, emit, stop)
+        return sample_leaves(recipe, run, plugins, emit, stop)
+
+
+def needs_data(recipe: Recipe) -> bool:
+    """Whether a run looks at images: to train on, or to enlarge."""
+    return any(stage.train.steps or stage.low_res for stage in recipe.cascade)
 
 
 def look_at_data(recipe: Recipe) -> DataCard:
@@ -84,23 +89,24 @@ class Place:
     """The command line, for the record."""
 
     @contextlib.contextmanager
-    def opened(self, recipe: Recipe, card: DataCard, recipe_file: Path, plugins: Plugins) -> Iterator[Run]:
+    def opened(self, recipe: Recipe, card: DataCard | None, recipe_file: Path, plugins: Plugins) -> Iterator[Run]:
         """The run, locked; its resolved recipe is written before anything else happens."""
         text, resolved = recipe_file.read_text(encoding="utf-8"), to_toml(recipe)
+        images = card.fingerprint if card else ""
         if not self.resume:
             versions = {plugin.identity.distribution: plugin.identity.version for plugin in plugins.loaded if plugin.identity.distribution}
             with Run.create(self.root, recipe.name, self.folder, command=self.command, seed=recipe.seed, plugins=versions) as run:
-                run.note("images", card.fingerprint)
+                run.note("images", images)
                 run.write_recipe(text, resolved)
                 yield run
             return
         with Run.resume(self.root, recipe.name, self.folder, force=self.force) as run:
             before = {**run.resolved_recipe(), "images": run.facts.get("images")}
-            lean = {**to_table(recipe, defaults=False), "images": card.fingerprint}
-            changes = diff(before, {**tomli.loads(resolved), "images": card.fingerprint}, lean)
+            lean = {**to_table(recipe, defaults=False), "images": images}
+            changes = diff(before, {**tomli.loads(resolved), "images": images}, lean)
             if changes:
                 self._admit(changes, run)
-                run.note("images", card.fingerprint)
+                run.note("images", images)
                 run.write_recipe(text, resolved)
             yield run
 
@@ -173,9 +179,14 @@ def observed(run: Run, plugins: Plugins) -> Iterator[Emit]:
             plugins.manager.unregister(log)
 
 
-def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Emit, stop: training.StopRequest) -> None:
-    """Train one stage, unless it is trained already and nothing that matters to it has changed."""
+def train_stage(stage: Stage, recipe: Recipe, card: DataCard | None, run: Run, emit: Emit, stop: training.StopRequest) -> None:
+    """Train one stage, unless it is trained already and nothing that matters to it has changed, or it is sampled as it came."""
     parent = recipe.cascade.parent(stage)
+    if stage.weights is not None:
+        check_trained_as_is(stage, parent, Path(stage.weights))
+    if card is None or not stage.train.steps:
+        emit(StageFinished(stage=stage.name, step=0, skipped=True))
+        return
     tables = {name: to_table(each) for name, each in recipe.stage.items()}
     data = {"fingerprint": card.fingerprint, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
     lean, lean_parent = to_table(stage, defaults=False), to_table(parent, defaults=False)
@@ -218,14 +229,14 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard, run: Run, emit: Em
     emit(StageFinished(stage=stage.name, step=stage.train.steps))
 
 
-def sample_leaves(recipe: Recipe, run: Run, emit: Emit, stop: training.StopRequest) -> Path:
+def sample_leaves(recipe: Recipe, run: Run, plugins: Plugins, emit: Emit, stop: training.StopRequest) -> Path:
     """Sample every stage that no other enlarges, as `[sample]` says. Returns the grid of the first.
 
     Several have a folder each: the stages they share may stop at different timesteps for each.
     """
     leaves, folder = list(recipe.cascade.leaves()), run.path / "samples"
     folders = {leaf: folder / leaf.name if len(leaves) > 1 else folder for leaf in leaves}
-    first, *_ = [sample_stage(recipe, run, leaf, emit, place, stop=stop) for leaf, place in folders.items()]
+    first, *_ = [sample_stage(recipe, run, leaf, plugins, emit, place, stop=stop) for leaf, place in folders.items()]
     return first
 
 
@@ -233,6 +244,7 @@ def sample_stage(
     recipe: Recipe,
     run: Run,
     stage: Stage,
+    plugins: Plugins,
     emit: Emit,
     folder: Path | None = None,
     *,
@@ -255,9 +267,12 @@ def sample_stage(
         )
         raise UsageError(f"no class {', '.join(map(str, strange))}: {known}")
     for each in lineage:
-        _check_trained_as_is(each, recipe.cascade.parent(each), run)
+        check_trained_as_is(each, recipe.cascade.parent(each), weights_of(each, run.path / "stages"))
+    real = lineage[0].low_res
     job = Job(
         lineage=lineage,
+        reals=None if real is None else Reals(recipe.data.source, recipe.data.downsample, real),
+        guides={each.name: guide for each in lineage if (guide := guiding(each, plugins))},
         count=count or recipe.sample.count,
         batch=batch or recipe.sample.batch,
         seed=recipe.seed if seed is None else seed,
@@ -267,14 +282,29 @@ def sample_stage(
     return job.run(renderer, folder or run.new_samples(), emit)
 
 
-def _check_trained_as_is(stage: Stage, parent: Stage | None, run: Run) -> None:
-    """Raise CheckpointError where the newest weights of a stage were trained as another one."""
-    path = training.latest(run.path / "stages" / stage.name / "ckpt")
-    told = training.read_metadata(path / "ema.safetensors") if path else {}
-    if "table" not in told:  # weights that are not there, or say nothing of themselves, are refused if they do not fit
+def guiding(stage: Stage, plugins: Plugins) -> Stage | None:
+    """What the weights file of a stage's guidance holds, or None where there is none. Raises CheckpointError where it cannot guide."""
+    path = stage.guidance and stage.guidance.guide
+    if not path:
+        return None
+    guide = read_stage(training.read_metadata(Path(path)), plugins.catalog)
+    if guide is None:
+        raise CheckpointError(f"{path} does not say what stage it is of: guidance needs a weights file that cdmkit wrote")
+    inputs = ("resolution", "after", "low_res", "labels", "upsample", "augment")
+    if differ := [name for name in inputs if getattr(guide, name) != getattr(stage, name)]:
+        raise CheckpointError(f"{path} cannot guide stage {stage.name!r}: it was trained with another {' and '.join(differ)}")
+    return guide
+
+
+def check_trained_as_is(stage: Stage, parent: Stage | None, path: Path) -> None:
+    """Raise CheckpointError where the weights in a file were trained as another stage."""
+    told = training.read_metadata(path)
+    if "table" not in told:  # weights that say nothing of themselves are refused if they do not fit
         return
     before = training.lasting(told["table"], told["parent"])
     now, lean = (training.lasting(to_table(stage, defaults), to_table(parent, defaults)) for defaults in (True, False))
     if changes := diff(*({"stage": {stage.name: table}} for table in (before, now, lean))):
         listed = "\n  ".join(changes)
-        raise CheckpointError(f"stage {stage.name!r} was trained as another one:\n  {listed}\nTake the change back, or train it so first.")
+        raise CheckpointError(
+            f"stage {stage.name!r} was trained as another one ({path}):\n  {listed}\nTake the change back, or train it so first."
+        )

@@ -25,10 +25,17 @@ from cdmkit.kinds import KINDS
 
 BUILTIN: tuple[str, ...] = (
     "cdmkit.builtin.schedules",
+    "cdmkit.builtin.densities",
     "cdmkit.builtin.losses",
+    "cdmkit.builtin.weightings",
     "cdmkit.builtin.augmentations",
     "cdmkit.builtin.unet",
+    "cdmkit.builtin.dit",
     "cdmkit.builtin.samplers",
+    "cdmkit.builtin.heun",
+    "cdmkit.builtin.spacings",
+    "cdmkit.builtin.thresholds",
+    "cdmkit.builtin.guidances",
     "cdmkit.builtin.shapes",
     "cdmkit.builtin.webdataset",
     "cdmkit.builtin.optimizers",

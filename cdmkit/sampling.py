@@ -41,14 +41,18 @@ class Job:
     batch: int
     seed: int
     labels: Sequence[int] = ()
-    """Image i gets label i modulo their number; empty where the data has no classes."""
+    """Image i gets label i modulo their number, unless it enlarges a real one; empty where the data has no classes."""
+    reals: Reals | None = None
+    """The images that the first stage enlarges, where it does."""
+    guides: Mapping[str, Stage] = attrs.field(factory=dict)
+    """By the name of the stage that it guides: what the weights file of its guidance holds."""
 
     def renderer(self, stages: Path, classes: int, progress: Progress) -> Renderer:
         """The stages with the averaged weights of their newest checkpoints under `stages`/<name>/ckpt, told of by `progress`.
 
         Raises CheckpointError where a stage has no checkpoint, or one of another network.
         """
-        renderer = open_renderer(self.lineage, stages, classes, self.seed, progress)
+        renderer = open_renderer(self.lineage, stages, classes, self.seed, progress, self.guides)
         batches = -(-self.count // self.batch)
         progress.total = {stage: batches * calls for stage, calls in renderer.calls().items()}
         return renderer
@@ -76,20 +80,42 @@ class Job:
 
     def _samples(self, renderer: Renderer, shown: Mapping[str, list[Tensor]]) -> Iterator[Sample]:
         """The last stage's images one by one; the first of every stage's are kept in `shown`."""
-        for start in range(0, self.count, self.batch):
-            indices = torch.arange(start, min(start + self.batch, self.count))
-            labels = torch.tensor(self.labels or (0,))[indices % len(self.labels or (0,))]
+        for indices, labels, low_res in self._told():
             with out_of_memory(_too_much(len(indices), self.lineage[-1], "Lower sample.batch (--batch of `cdmkit sample`).")):
-                made = {name: to_uint8(images) for name, images in renderer(indices, labels).items()}
+                made = {name: to_uint8(images) for name, images in renderer(indices, labels, low_res).items()}
             for name, images in made.items():
-                shown[name].append(images[: max(0, SHOWN - start)])
+                shown[name].append(images[: max(0, SHOWN - int(indices[0]))])
             for index, label, image in zip(indices.tolist(), labels.tolist(), made[self.lineage[-1].name], strict=True):
                 info = {"index": index, "seed": self.seed, "s": {stage.name: stage.condition.s for stage in self.lineage[1:]}}
                 yield Sample(image, label if self.labels else None, info)
 
+    def _told(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Numbers, labels and real images of each batch."""
+        starts = (torch.arange(start, min(start + self.batch, self.count)) for start in range(0, self.count, self.batch))
+        if self.reals is None:
+            labels = torch.tensor(self.labels or (0,))
+            yield from ((indices, labels[indices % len(labels)], None) for indices in starts)
+            return
+        with self.reals.source.open(self.batch, 0, 1, self.seed, 0) as batches:
+            for indices, (images, found, _) in zip(starts, batches, strict=False):
+                yield indices, found[: len(indices)], self.reals.shrunk(images[: len(indices)])
+
     def _columns(self) -> int | None:
         """A column for each label where that makes a good grid."""
         return len(self.labels) if 4 <= len(self.labels) <= 16 else None
+
+
+@attrs.frozen
+class Reals:
+    """Real images at the resolution that a stage enlarges from, the first ones of the data's order."""
+
+    source: Source
+    downsample: Resize
+    resolution: int
+
+    def shrunk(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, S, S] of the source -> [B, 3, r, r] in [-1, 1]."""
+        return self.downsample(to_float(images), self.resolution)
 
 
 class Progress:
@@ -123,24 +149,40 @@ def obey(stop: StopRequest, stage: str) -> None:
         raise Stopped(f"stopped by {stop.reason} while stage {stage!r} was sampled. Go on with the same command and --resume")
 
 
-def open_renderer(lineage: Sequence[Stage], stages: Path, classes: int, seed: int, tick: Tick) -> Renderer:
-    """The stages with their newest averaged weights under `stages`/<name>/ckpt, each on its backend's device.
+def open_renderer(
+    lineage: Sequence[Stage], stages: Path, classes: int, seed: int, tick: Tick, guides: Mapping[str, Stage] | None = None
+) -> Renderer:
+    """The stages with their newest averaged weights under `stages`/<name>/ckpt, or else their `weights`, on their backends' devices.
 
-    Raises CheckpointError where a stage has no checkpoint, or one of another network.
+    guides: the networks that the stages' guidance names. Raises CheckpointError where a stage has no weights, or those of another network.
     """
     opened = {backend: backend.start() for backend in {stage.backend for stage in lineage}}
     sessions = {stage.name: opened[stage.backend] for stage in lineage}
-    networks = {stage.name: _network(stage, stages / stage.name / "ckpt", classes, sessions[stage.name]) for stage in lineage}
-    return Renderer(lineage, networks, sessions, seed, tick)
+    networks = {stage.name: _network(stage, weights_of(stage, stages), classes, sessions[stage.name]) for stage in lineage}
+    guiding = {
+        stage.name: guide.denoiser(_network(guide, Path(stage.guidance.guide), classes, sessions[stage.name]))
+        for stage in lineage
+        if stage.guidance and stage.guidance.guide and (guide := (guides or {}).get(stage.name))
+    }
+    return Renderer(lineage, networks, sessions, seed, tick, guiding)
 
 
-def _network(stage: Stage, checkpoints: Path, classes: int, session: Session) -> nn.Module:
-    path = latest(checkpoints)
-    if path is None:
-        raise CheckpointError(f"stage {stage.name!r} has no checkpoint under {checkpoints}: train it first with `cdmkit run`")
+def weights_of(stage: Stage, stages: Path) -> Path:
+    """The file that a stage is sampled with. Raises CheckpointError where there is none."""
+    path = latest(stages / stage.name / "ckpt")
+    if path is not None:
+        return path / "ema.safetensors"
+    if stage.weights is None or stage.train.steps:
+        raise CheckpointError(
+            f"stage {stage.name!r} has no checkpoint under {stages / stage.name / 'ckpt'}: train it first with `cdmkit run`"
+        )
+    return Path(stage.weights)
+
+
+def _network(stage: Stage, path: Path, classes: int, session: Session) -> nn.Module:
     network = stage.backbone.build(stage.network_spec(classes))
-    tensors, _ = read_weights(path / "ema.safetensors")
-    fit(network, tensors, path / "ema.safetensors")
+    tensors, _ = read_weights(path)
+    fit(network, tensors, path)
     return session.prepare(network).eval()
 
 
@@ -165,12 +207,15 @@ def preview(
     training images at low resolution, what `network` makes of them, and as they really are.
     """
     session = stage.backend.start()
-    with source.open(columns if parent else columns**2, 0, 1, seed, 0) as batches:
+    enlarges = stage.enlarges(parent)
+    with source.open(columns if enlarges else columns**2, 0, 1, seed, 0) as batches:
         images, labels, positions = next(batches)
     pixels = to_float(images)
     alone = evolve(stage, condition=evolve(stage.condition, mode=Mode.NON_TRUNCATED))  # real images are no z_s
+    if alone.guidance is not None and alone.guidance.guide:
+        alone = evolve(alone, guidance=None)  # the network that guides is not opened for a preview
     renderer = Renderer((alone,), {stage.name: network}, {stage.name: session}, seed, tick)
-    low_res = None if parent is None else downsample(pixels, parent.resolution)
+    low_res = None if enlarges is None else downsample(pixels, enlarges.resolution)
     was_training = network.training
     network.eval()
     try:

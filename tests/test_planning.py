@@ -14,10 +14,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from cdmkit.builtin.augmentations import GaussianNoise
 from cdmkit.builtin.backends import Device, Precision, Torch, TorchSession
+from cdmkit.builtin.densities import Uniform
 from cdmkit.builtin.losses import Simple
 from cdmkit.builtin.optimizers import Adam
 from cdmkit.builtin.samplers import Ancestral, Ddim
 from cdmkit.builtin.schedules import Cosine
+from cdmkit.builtin.thresholds import Static
 from cdmkit.builtin.unet import UNet
 from cdmkit.cascade import Cascade, Handover, Mode, Stage, Training
 from cdmkit.component import component, evolve
@@ -30,9 +32,11 @@ BASE = Stage(
     name="base",
     resolution=16,
     schedule=Cosine(timesteps=100),
+    density=Uniform(),
     loss=Simple(),
     backbone=UNet(channels=16, multipliers=(1, 2), blocks=2, attention=(8,), heads=2, dropout=0.1),
     sampler=Ancestral(steps=10),
+    threshold=Static(),
     backend=Torch(device=Device.CPU, precision=Precision.FP32),
     train=Training(batch=4, steps=7, optimizer=Adam()),
 )

@@ -54,7 +54,61 @@ class Linear(Schedule):
         return _alpha_bars(torch.linspace(*self._ends(), self.timesteps, dtype=torch.float64))
 
 
+@component("sigmoid")
+class Sigmoid(Schedule):
+    """alpha_bar falls along a sigmoid (Jabri et al., arXiv:2212.11972; Chen, arXiv:2301.10972, Algorithm 1)."""
+
+    timesteps: int = option(1000, help="T, the number of noising steps", ge=1)
+    start: float = option(-3.0, help="where on the sigmoid t = 0 is")
+    end: float = option(3.0, help="where t = T is, above start")
+    tau: float = option(1.0, help="temperature: the larger, the straighter", gt=0)
+    smallest: float = option(1e-9, help="alpha_bar falls no further than this", gt=0, lt=1)
+
+    def __attrs_post_init__(self) -> None:
+        if self.start >= self.end:
+            raise ValueError(f"start = {self.start:g} is not below end = {self.end:g}")
+
+    def alpha_bars(self) -> Tensor:
+        """(sigmoid(end / tau) - sigmoid(u / tau)) / (sigmoid(end / tau) - sigmoid(start / tau)), u on a line from start to end."""
+        u = torch.linspace(self.start, self.end, self.timesteps + 1, dtype=torch.float64) / self.tau
+        values = torch.sigmoid(-u)  # 1 - sigmoid(u), exact where that is small
+        return ((values - values[-1]) / (values[0] - values[-1])).clamp(min=self.smallest)
+
+
+@component("shifted-cosine")
+class ShiftedCosine(Schedule):
+    """The cosine schedule in log-SNR, moved to where large images lose their details (simple diffusion, arXiv:2301.11093, section 3.1)."""
+
+    timesteps: int = option(1000, help="T, the number of noising steps", ge=1)
+    resolution: int = option(help="d: height and width of the images", ge=1)
+    noise_resolution: int = option(64, help="the resolution whose cosine schedule has the same noise per pixel", ge=1)
+    min_log_snr: float = option(-15.0, help="log(alpha_bar / (1 - alpha_bar)) at T, before it is shifted")
+    max_log_snr: float = option(15.0, help="the same towards 0, above min_log_snr")
+
+    def __attrs_post_init__(self) -> None:
+        if self.min_log_snr >= self.max_log_snr:
+            raise ValueError(f"min_log_snr = {self.min_log_snr:g} is not below max_log_snr = {self.max_log_snr:g}")
+
+    def alpha_bars(self) -> Tensor:
+        """log-SNR = -2 log tan(pi t / 2) + 2 log(noise_resolution / d), with t from the largest to the smallest log-SNR."""
+        first, last = (math.atan(math.exp(-0.5 * end)) for end in (self.max_log_snr, self.min_log_snr))
+        angle = torch.linspace(first, last, self.timesteps + 1, dtype=torch.float64)
+        shift = 2 * math.log(self.noise_resolution / self.resolution)
+        alpha_bars = torch.sigmoid(shift - 2 * torch.tan(angle).log())
+        alpha_bars[0] = 1.0
+        return alpha_bars
+
+
+@component("regression")
+class Regression(Schedule):
+    """One step from noise that tells nothing to the image: with `prediction = "x0"` a stage regresses, as SR3's baseline does."""
+
+    def alpha_bars(self) -> Tensor:
+        """1, then 0."""
+        return torch.tensor([1.0, 0.0], dtype=torch.float64)
+
+
 @hookimpl
 def cdmkit_components() -> list[type[Component]]:
     """The schedules."""
-    return [Cosine, Linear]
+    return [Cosine, Linear, Sigmoid, ShiftedCosine, Regression]

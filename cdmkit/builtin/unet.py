@@ -1,23 +1,43 @@
-"""The U-Net of the DDPM and Improved DDPM family (arXiv:2006.11239, arXiv:2102.09672), as CDM's stages use it."""
+"""The U-Net of DDPM, Improved DDPM, ADM and SR3 (arXiv:2006.11239, 2102.09672, 2105.05233, 2104.07636), as CDM's stages use it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cdmkit.builtin.embedding import Embedding, run, zero
 from cdmkit.component import Component, component, option
 from cdmkit.diffusion import Condition
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Backbone, NetworkSpec
 
 
+class Resample(Enum):
+    """How the network halves and doubles the resolution."""
+
+    CONV = "conv"
+    """By a convolution with stride 2, and by repeated pixels before a convolution (DDPM, Improved DDPM)."""
+    RESIDUAL = "residual"
+    """By a residual block that averages or repeats pixels on both its branches (BigGAN, arXiv:1809.11096; ADM, SR3)."""
+
+
+class Padding(Enum):
+    """Where zeros are put around the input of a convolution with stride 2."""
+
+    BOTH = "both"
+    """One pixel on each side."""
+    END = "end"
+    """One pixel to the right and below (DDPM's code: TensorFlow's SAME)."""
+
+
 @component("unet")
 class UNet(Backbone):
-    """A U-Net of residual blocks with scale-shift group norm, attention at named resolutions, and zero-initialised outputs.
+    """A U-Net of residual blocks, attention at named resolutions, and zero-initialised outputs: DDPM's, Improved DDPM's, ADM's or SR3's.
 
     Class, noise level and augmentation levels are embedded, summed and given to every block; the low-resolution image is concatenated
     to x_t.
@@ -28,19 +48,38 @@ class UNet(Backbone):
         (1, 2, 2, 2), help="channels at each resolution, full to lowest, as multiples of `channels`", ge=1
     )
     blocks: int = option(2, help="residual blocks per resolution (one more on the way up)", ge=1)
-    attention: tuple[int, ...] = option(
-        (16,), help="resolutions, in pixels, with self-attention (the lowest has it between the two ways)", ge=1
-    )
+    attention: tuple[int, ...] = option((16,), help="resolutions, in pixels, with self-attention after each block", ge=1)
+    middle_attention: bool = option(True, help="self-attention between the two blocks between the ways down and up")
     heads: int = option(4, help="attention heads", ge=1)
+    head_channels: int | None = option(None, help="channels of an attention head, in place of `heads` (ADM: 64)", ge=1)
     dropout: float = option(0.0, help="dropout rate in each residual block", ge=0, lt=1)
     scale_shift: bool = option(True, help="the embedding scales and shifts each block's second norm; otherwise it is added before it")
+    skip_rescale: bool = option(False, help="divide residual sums by sqrt(2) (arXiv:2011.13456, SR3)")
+    resample: Resample = option(
+        Resample.CONV, help="halve and double the resolution by convolutions (DDPM) or in residual blocks (ADM, SR3)"
+    )
+    downsample_padding: Padding = option(
+        Padding.BOTH, help='where a convolution that halves is padded: both sides or the end (DDPM\'s code); for resample = "conv"'
+    )
+    frequency_shift: int = option(
+        0, help="1: the lowest frequency of embedded numbers is 1/10000 (DDPM's code); 0: just above it", ge=0, le=1
+    )
+    norm_groups: int = option(32, help="groups of a group norm; the greatest common divisor where this does not divide its channels", ge=1)
+    norm_eps: float = option(1e-5, help="what each group norm adds to the variance (DDPM's code: 1e-6)", gt=0)
+    checkpoint: bool = option(False, help="compute blocks again in the backward pass: less memory, more time")
 
     def build(self, spec: NetworkSpec) -> nn.Module:
-        """The network; ValueError where its resolutions do not come out even."""
-        self._check(spec)
+        """The network; ValueError where its resolutions do not come out even, or an option would change nothing."""
+        self._check_resolutions(spec)
+        self._check_heads(spec)
+        if self.resample is Resample.RESIDUAL and self.downsample_padding is not UNet().downsample_padding:
+            raise ValueError(
+                f'downsample_padding = "{self.downsample_padding.value}" changes nothing with resample = "residual", '
+                'which halves by averaging: leave it out, or set resample = "conv"'
+            )
         return UNetModule(self, spec)
 
-    def _check(self, spec: NetworkSpec) -> None:
+    def _check_resolutions(self, spec: NetworkSpec) -> None:
         if not self.multipliers:
             raise ValueError("multipliers is empty: name at least one resolution's")
         if self.channels % 4:
@@ -51,12 +90,22 @@ class UNet(Backbone):
                 f"{len(self.multipliers)} multipliers halve the resolution {halvings} times, "
                 f"but {spec.resolution} is not a multiple of {2**halvings}"
             )
-        resolutions = [spec.resolution >> level for level in range(halvings + 1)]
+        resolutions = self._resolutions(spec)
         if strange := [r for r in self.attention if r not in resolutions]:
             raise ValueError(f"attention = {strange} names no resolution of this network, which has {resolutions}")
+
+    def _check_heads(self, spec: NetworkSpec) -> None:
+        if self.head_channels is not None and self.heads != UNet().heads:
+            raise ValueError(f"heads = {self.heads} changes nothing beside head_channels = {self.head_channels}: leave one of them out")
+        resolutions = self._resolutions(spec)
+        attending = {*self.attention, *(resolutions[-1:] if self.middle_attention else ())}
+        among = f"heads = {self.heads}" if self.head_channels is None else f"heads of head_channels = {self.head_channels}"
         for multiplier, resolution in zip(self.multipliers, resolutions, strict=True):
-            if resolution in (*self.attention, resolutions[-1]) and self.channels * multiplier % self.heads:
-                raise ValueError(f"{self.channels} * {multiplier} channels cannot be split among heads = {self.heads}")
+            if resolution in attending and self.channels * multiplier % (self.head_channels or self.heads):
+                raise ValueError(f"{self.channels} * {multiplier} channels cannot be split among {among}")
+
+    def _resolutions(self, spec: NetworkSpec) -> list[int]:
+        return [spec.resolution >> level for level in range(len(self.multipliers))]
 
 
 class UNetModule(nn.Module):
@@ -64,38 +113,39 @@ class UNetModule(nn.Module):
 
     def __init__(self, options: UNet, spec: NetworkSpec) -> None:
         super().__init__()
+        self.checkpoint = options.checkpoint
         width, embedding = options.channels, 4 * options.channels
-        self.embedding = Embedding(width, embedding, spec)
+        self.embedding = Embedding(width, embedding, spec, options.frequency_shift)
         first = options.multipliers[0] * width
         self.conv_in = nn.Conv2d(spec.image_channels * (2 if spec.low_res else 1), first, 3, padding=1)
         channels, resolution, skips = first, spec.resolution, [first]
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(options.multipliers):
             if level:
-                self.down.append(Layer([Downsample(channels)]))
+                self.down.append(Layer([_downsample(options, channels, embedding)]))
                 skips.append(channels)
                 resolution //= 2
             for _ in range(options.blocks):
-                self.down.append(_layer(options, channels, multiplier * width, embedding, resolution))
+                self.down.append(_layer(options, channels, multiplier * width, embedding, resolution in options.attention))
                 channels = multiplier * width
                 skips.append(channels)
         self.middle = nn.ModuleList(
             (
-                Layer([Block(options, channels, channels, embedding), Attention(channels, options.heads)]),
-                Layer([Block(options, channels, channels, embedding)]),
+                _layer(options, channels, channels, embedding, options.middle_attention),
+                _layer(options, channels, channels, embedding, False),
             )
         )
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(options.multipliers))):
             for last in _flags(options.blocks + 1):
-                layer = _layer(options, channels + skips.pop(), multiplier * width, embedding, resolution)
+                layer = _layer(options, channels + skips.pop(), multiplier * width, embedding, resolution in options.attention)
                 channels = multiplier * width
                 if last and level:
                     resolution *= 2
-                    layer.append(Upsample(channels))
+                    layer.append(_upsample(options, channels, embedding))
                 self.up.append(layer)
-        self.norm = _norm(channels)
-        self.conv_out = _zero(nn.Conv2d(channels, spec.out_channels, 3, padding=1))
+        self.norm = _norm(options, channels)
+        self.conv_out = zero(nn.Conv2d(channels, spec.out_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, noise_level: Tensor, condition: Condition) -> Tensor:
         """Down, across and up, joining each step up with the same step down."""
@@ -103,12 +153,12 @@ class UNetModule(nn.Module):
         h = self.conv_in(x_t if condition.low_res is None else torch.cat((x_t, condition.low_res), dim=1))
         skips = [h]
         for layer in self.down:
-            h = layer(h, emb)
+            h = run(layer, h, emb, checkpoint=self.checkpoint)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, emb)
+            h = run(layer, h, emb, checkpoint=self.checkpoint)
         for layer in self.up:
-            h = layer(torch.cat((h, skips.pop()), dim=1), emb)
+            h = run(layer, h, emb, skips.pop(), checkpoint=self.checkpoint)
         out: Tensor = self.conv_out(F.silu(self.norm(h)))
         return out
 
@@ -118,93 +168,78 @@ def _flags(count: int) -> Iterator[bool]:
     return (index == count - 1 for index in range(count))
 
 
-def _layer(options: UNet, channels: int, out: int, embedding: int, resolution: int) -> Layer:
-    """A residual block, with attention where the resolution has it."""
+def _layer(options: UNet, channels: int, out: int, embedding: int, attention: bool) -> Layer:
+    """A residual block, with or without attention."""
     layer = Layer([Block(options, channels, out, embedding)])
-    if resolution in options.attention:
-        layer.append(Attention(out, options.heads))
+    if attention:
+        layer.append(Attention(options, out))
     return layer
+
+
+def _downsample(options: UNet, channels: int, embedding: int) -> nn.Module:
+    if options.resample is Resample.RESIDUAL:
+        return Block(options, channels, channels, embedding, nn.AvgPool2d(2))
+    return Downsample(channels, options.downsample_padding)
+
+
+def _upsample(options: UNet, channels: int, embedding: int) -> nn.Module:
+    if options.resample is Resample.RESIDUAL:
+        return Block(options, channels, channels, embedding, nn.Upsample(scale_factor=2))
+    return Upsample(channels)
 
 
 class Layer(nn.ModuleList):
     """Modules in a row, the blocks among them also given the embedding."""
 
-    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """[B, C, R, R], [B, E] -> [B, C', R', R']."""
+    def forward(self, h: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        """[B, C, R, R], [B, E] and, on the way up, [B, S, R, R] -> [B, C', R', R']."""
+        if skip is not None:
+            h = torch.cat((h, skip), dim=1)  # here, so that a checkpoint keeps the parts, which others keep too, and not the whole
         for module in self:
             h = module(h, emb) if isinstance(module, Block) else module(h)
         return h
 
 
-class Embedding(nn.Module):
-    """Noise level, class and augmentation levels as one vector [B, size]."""
-
-    def __init__(self, width: int, size: int, spec: NetworkSpec) -> None:
-        super().__init__()
-        self.width = width
-        self.noise = _mlp(width, size)
-        self.label = nn.Embedding(spec.classes, size) if spec.classes else None
-        self.levels = nn.ModuleList(_mlp(width, size) for _ in range(spec.levels))
-
-    def forward(self, noise_level: Tensor, condition: Condition) -> Tensor:
-        """The activated sum of what the network is told."""
-        emb: Tensor = self.noise(sinusoidal(noise_level, self.width))
-        if self.label is not None:
-            emb = emb + self.label(condition.label)
-        levels = () if condition.levels is None else condition.levels.unbind(1)
-        for mlp, level in zip(self.levels, levels, strict=True):
-            emb = emb + mlp(sinusoidal(level, self.width))
-        return F.silu(emb)
-
-
-def sinusoidal(value: Tensor, width: int) -> Tensor:
-    """Cosines and sines of value [B] at width/2 frequencies from 1 down towards 1/10000: [B, width] (Improved DDPM's code)."""
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=value.device, dtype=value.dtype) * (-math.log(10000) / half))
-    angles = value.unsqueeze(1) * frequencies
-    return torch.cat((angles.cos(), angles.sin()), dim=1)
-
-
-def _mlp(width: int, size: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, size), nn.SiLU(), nn.Linear(size, size))
-
-
 class Block(nn.Module):
-    """A residual block: norm, convolve, take in the embedding, norm, convolve (zero at first), add."""
+    """A residual block: norm, convolve, take in the embedding, norm, convolve (zero at first), add.
 
-    def __init__(self, options: UNet, channels: int, out: int, embedding: int) -> None:
+    resize: what both branches do to the resolution, as in BigGAN's blocks: before the first convolution, and before the skip.
+    """
+
+    def __init__(self, options: UNet, channels: int, out: int, embedding: int, resize: nn.Module | None = None) -> None:
         super().__init__()
-        self.scale_shift = options.scale_shift
-        self.norm1 = _norm(channels)
+        self.scale_shift, self.skip_rescale = options.scale_shift, options.skip_rescale
+        self.resize = nn.Identity() if resize is None else resize
+        self.norm1 = _norm(options, channels)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.emb_proj = nn.Linear(embedding, 2 * out if options.scale_shift else out)
-        self.norm2 = _norm(out)
+        self.norm2 = _norm(options, out)
         self.dropout = nn.Dropout(options.dropout)
-        self.conv2 = _zero(nn.Conv2d(out, out, 3, padding=1))
+        self.conv2 = zero(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """[B, C, R, R], [B, E] -> [B, C', R, R]."""
-        h = self.conv1(F.silu(self.norm1(x)))
+        """[B, C, R, R], [B, E] -> [B, C', R', R']."""
+        h = self.conv1(self.resize(F.silu(self.norm1(x))))
         told = self.emb_proj(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = told.chunk(2, dim=1)
             h = torch.addcmul(shift, self.norm2(h), 1 + scale)  # AdaGN, Improved DDPM appendix A
         else:
             h = self.norm2(h + told)
-        out: Tensor = self.skip(x) + self.conv2(self.dropout(F.silu(h)))
-        return out
+        return _sum(self.skip(self.resize(x)), self.conv2(self.dropout(F.silu(h))), self.skip_rescale)
 
 
 class Attention(nn.Module):
     """Self-attention over all pixels, zero at first, added to its input."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, options: UNet, channels: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = _norm(channels)
+        self.heads = options.heads if options.head_channels is None else channels // options.head_channels
+        self.skip_rescale = options.skip_rescale
+        self.norm = _norm(options, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zero(nn.Conv2d(channels, channels, 1))
+        self.out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, R, R] -> the same."""
@@ -212,15 +247,23 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(x)).view(batch, 3, self.heads, channels // self.heads, height * width)
         q, k, v = qkv.transpose(-1, -2).unbind(1)
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
-        out: Tensor = x + self.out(h)
-        return out
+        return _sum(x, self.out(h), self.skip_rescale)
+
+
+def _sum(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
+    """The sum; where `rescale`, at about the variance of each (arXiv:2011.13456, appendix H)."""
+    return (x + h) / math.sqrt(2) if rescale else x + h
 
 
 class Downsample(nn.Conv2d):
     """Halve the resolution by a convolution with stride 2."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, stride=2, padding=1)
+    def __init__(self, channels: int, padding: Padding) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1 if padding is Padding.BOTH else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, R, R] -> [B, C, R/2, R/2]."""
+        return super().forward(x if self.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -237,17 +280,9 @@ class Upsample(nn.Module):
         return out
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    """Group norm with gcd(32, channels) groups: 32 wherever they divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
-
-
-def _zero(conv: nn.Conv2d) -> nn.Conv2d:
-    """Start at zero, so that a block starts as the identity and the network as zero."""
-    nn.init.zeros_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv
+def _norm(options: UNet, channels: int) -> nn.GroupNorm:
+    """Group norm with as many groups as asked for wherever they divide the channels."""
+    return nn.GroupNorm(math.gcd(options.norm_groups, channels), channels, options.norm_eps)
 
 
 @hookimpl

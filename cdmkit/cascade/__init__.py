@@ -1,6 +1,6 @@
 """Cascades: stages, the graph they form, and sampling through it. Knows no recipe."""
 
 from cdmkit.cascade.graph import Cascade
-from cdmkit.cascade.stage import Handover, Mode, Stage, Training
+from cdmkit.cascade.stage import Handover, LowRes, Mode, Stage, Training
 
-__all__ = ["Cascade", "Handover", "Mode", "Stage", "Training"]
+__all__ = ["Cascade", "Handover", "LowRes", "Mode", "Stage", "Training"]

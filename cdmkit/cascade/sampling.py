@@ -8,9 +8,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from cdmkit.cascade.stage import Mode, Stage
-from cdmkit.diffusion import Condition, Denoised, Process
-from cdmkit.diffusion.denoiser import Denoise
+from cdmkit.cascade.stage import LowRes, Mode, Stage
+from cdmkit.diffusion import Condition, Denoise, Denoised, Denoiser, Point
 from cdmkit.draws import Draw, Stream
 from cdmkit.errors import NumericsError
 from cdmkit.kinds import Session
@@ -28,7 +27,8 @@ class Renderer:
     """Stages ready to be sampled: the options of each, its network and the device it lies on.
 
     lineage: from a base stage to the one wanted, each conditioned on the one before it.
-    networks, sessions: by stage name. A network takes and gives what `cdmkit.kinds.Backbone.build` says.
+    networks, sessions: by stage name. A network takes and gives what `cdmkit.kinds.Backbone.build` says. guides: by stage name, the
+    networks that the stages' guidance names.
     """
 
     lineage: Sequence[Stage]
@@ -36,16 +36,17 @@ class Renderer:
     sessions: Mapping[str, Session]
     seed: int = 0
     tick: Tick = _quiet
+    guides: Mapping[str, Denoiser] = attrs.field(factory=dict)
 
     @torch.inference_mode()
-    def __call__(self, indices: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def __call__(self, indices: Tensor, labels: Tensor, low_res: Tensor | None = None) -> dict[str, Tensor]:
         """Sample the images numbered `indices` (int64 [B]) with `labels` (int64 [B]): each stage's images [B, 3, R, R], on the CPU.
 
-        Image i depends on (seed, i) and its label alone, up to the rounding of the device. A truncated stage's parent yields z_s.
+        low_res: the real images [B, 3, r, r] that the first stage enlarges, where it does. Image i depends on (seed, i), its label and
+        its real image alone, up to the rounding of the device. A truncated stage's parent yields z_s.
         Raises NumericsError, naming stage and images, where a sample is not finite.
         """
         made: dict[str, Tensor] = {}
-        low_res: Tensor | None = None
         for position, stage in enumerate(self.lineage):
             parent = self.lineage[position - 1] if position else None
             child = self.lineage[position + 1] if position + 1 < len(self.lineage) else None
@@ -55,19 +56,19 @@ class Renderer:
 
     @torch.inference_mode()
     def stage(self, stage: Stage, parent: Stage | None, low_res: Tensor | None, indices: Tensor, labels: Tensor, s: int = 0) -> Tensor:
-        """Sample one stage, from the images `low_res` of its parent if it has one, to x_0 or to z_s: [B, 3, R, R] on its device."""
+        """Sample one stage, from the images `low_res` that it enlarges if it does, to x_0 or to z_s: [B, 3, R, R] on its device."""
         session = self.sessions[stage.name]
         indices, labels = indices.to(session.device), labels.to(session.device)
         told = condition(
             stage,
             labels,
             low_res=None if low_res is None else low_res.to(session.device),
-            parent=None if parent is None else parent.schedule.process().to(session.device),
+            enlarges=stage.enlarges(parent),
             draws=lambda number: Draw(Stream.of(self.seed, stage.name, "sample", "augment", number), indices),
         )
         noise = Stream.of(self.seed, stage.name, "sample", "noise")
         shape = (3, stage.resolution, stage.resolution)
-        denoise = self._watched(stage.name, session, stage.denoiser(self.networks[stage.name]).bind(told))
+        denoise = self._watched(stage.name, session, self._denoise(stage, told))
         with session.autocast():
             images = stage.sampler(
                 denoise, noise.normal(indices, shape), stage.sampling_process(), lambda k: noise.normal(indices, shape, step=k), s
@@ -75,11 +76,16 @@ class Renderer:
         _check_finite(stage, images, indices)
         return images
 
+    def _denoise(self, stage: Stage, told: Condition) -> Denoise:
+        """What the sampler calls: the stage's network, guided where it is."""
+        denoiser, guidance = stage.denoiser(self.networks[stage.name]), stage.guidance
+        return denoiser.bind(told, None if guidance is None else guidance(denoiser, told, self.guides.get(stage.name)))
+
     def _watched(self, name: str, session: Session, denoise: Denoise) -> Denoise:
         """The denoiser, counting its calls and marking each step's end."""
 
-        def watched(x_t: Tensor, t: Tensor, process: Process) -> Denoised:
-            denoised = denoise(x_t, t, process)
+        def watched(x_t: Tensor, point: Point) -> Denoised:
+            denoised = denoise(x_t, point)
             session.boundary()
             self.tick(name)
             return denoised
@@ -100,15 +106,16 @@ def stop_at(child: Stage | None) -> int:
     return child.condition.s if child is not None and child.condition.mode is Mode.TRUNCATED else 0
 
 
-def condition(stage: Stage, labels: Tensor, low_res: Tensor | None, parent: Process | None, draws: Callable[[int], Draw]) -> Condition:
-    """What a stage's network is told when sampling. low_res: the parent's images; draws(n): chance for the n-th augmentation."""
+def condition(stage: Stage, labels: Tensor, low_res: Tensor | None, enlarges: LowRes | None, draws: Callable[[int], Draw]) -> Condition:
+    """What a stage's network is told when sampling. low_res: the images it enlarges; draws(n): chance for the n-th augmentation."""
     label = labels if stage.labels else None
-    if low_res is None or parent is None:
+    if low_res is None or enlarges is None:
         return Condition(label)
     levels = []
     truncated = stage.condition.mode is Mode.TRUNCATED
+    chain = enlarges.schedule.process().to(low_res.device, low_res.dtype)
     for number, augmentation in enumerate(stage.augment):
-        low_res, level = augmentation.sample(low_res, parent, draws(number), stage.condition.s, truncated)
+        low_res, level = augmentation.sample(low_res, chain, draws(number), stage.condition.s, truncated)
         if level is not None:
             levels.append(level)
     return Condition(label, stage.upsample(low_res, stage.resolution), torch.stack(levels, 1) if levels else None)

@@ -8,9 +8,20 @@ import attrs
 
 from cdmkit.component import option, table
 from cdmkit.data.resize import Resize
-from cdmkit.diffusion import Denoiser, NoiseInput, Parameterization, Prediction, Process, Variance
-from cdmkit.diffusion.denoiser import Network
-from cdmkit.kinds import Augmentation, Backbone, Backend, Loss, NetworkSpec, Optimizer, Sampler, Schedule
+from cdmkit.diffusion import Denoiser, Network, NoiseInput, Parameterization, Prediction, Process, Variance
+from cdmkit.kinds import (
+    Augmentation,
+    Backbone,
+    Backend,
+    Density,
+    Guidance,
+    Loss,
+    NetworkSpec,
+    Optimizer,
+    Sampler,
+    Schedule,
+    Threshold,
+)
 
 
 class Mode(Enum):
@@ -34,8 +45,8 @@ class Handover:
 class Training:
     """How a stage is trained."""
 
-    batch: int = option(help="images per optimizer step, over all devices", ge=1)
-    steps: int = option(help="optimizer steps", ge=1)
+    batch: int = option(64, help="images per optimizer step, over all devices", ge=1)
+    steps: int = option(0, help="optimizer steps; 0: the stage's `weights` are sampled as they are", ge=0)
     optimizer: Optimizer = option(help="how weights follow gradients")
     ema: float = option(0.9999, help="decay of the moving average of weights that is sampled from", ge=0, lt=1)
     ema_ramp: bool = option(False, help="let the decay grow as (1 + step) / (10 + step) up to `ema`, for short training")
@@ -53,6 +64,15 @@ class Training:
             raise ValueError(f"batch = {self.batch} cannot be split into accumulate = {self.accumulate} equal parts")
 
 
+@attrs.frozen
+class LowRes:
+    """What a super-resolution stage enlarges."""
+
+    resolution: int
+    schedule: Schedule
+    """Its augmentations' s counts in: that of the stage which makes the images; the stage's own where they are real."""
+
+
 @table
 class Stage:
     """One diffusion model of a cascade."""
@@ -60,18 +80,28 @@ class Stage:
     name: str = attrs.field()
     resolution: int = option(help="height and width of its images, in pixels", ge=1, le=8192)
     after: str | None = option(None, help="the stage whose images it enlarges; none: a base stage")
+    low_res: int | None = option(
+        None, help="instead of `after`: resolution of the real images it enlarges, made from the data; super-resolution alone", ge=1
+    )
+    weights: str | None = option(None, help="safetensors file of cdmkit (`cdmkit import` writes them) whose weights it begins with")
     schedule: Schedule = option(help="how fast noise is added")
     sampling_schedule: Schedule | None = option(
         None, help='the schedule to sample along, when it differs from `schedule`; needs noise_input = "alpha-bar"'
     )
     prediction: Prediction = option(Prediction.EPSILON, help="what the network predicts")
     variance: Variance = option(Variance.FIXED_SMALL, help="variance of a reverse step")
+    variance_floor: float | None = option(
+        None, help="stands for the posterior's variance of 0 at t = 1 in logs, as diffusers' 1e-20; default: that of t = 2", gt=0, le=1
+    )
     noise_input: NoiseInput = option(NoiseInput.TIMESTEP, help="how the network is told the noise level")
+    density: Density = option(help="how often training visits each timestep")
     loss: Loss = option(help="what training minimises")
     backbone: Backbone = option(help="the network")
     sampler: Sampler = option(help="how the chain is run backwards")
-    clip: bool = option(True, help="keep predicted images within [-1, 1] when sampling")
+    threshold: Threshold = option(help="how predicted images are kept within [-1, 1] when sampling")
+    guidance: Guidance | None = option(None, help="how predictions are pushed when sampling")
     labels: bool = option(True, help="tell the network the class label, where the data has classes")
+    label_dropout: float = option(0.0, help="share of training images whose label is withheld, for classifier-free guidance", ge=0, lt=1)
     upsample: Resize = option(Resize.BILINEAR, help="how the low-resolution image is enlarged to this stage's resolution")
     augment: tuple[Augmentation, ...] = option((), help="conditioning augmentation of the low-resolution image, in this order")
     condition: Handover = option(factory=Handover, help="how the parent's sample is taken over")
@@ -79,18 +109,34 @@ class Stage:
     train: Training = option(help="how it is trained")
 
     def __attrs_post_init__(self) -> None:
-        if self.sampling_schedule is not None and self.noise_input is not NoiseInput.ALPHA_BAR:
+        if self.sampling_schedule is not None and not self.noise_input.continuous:
             raise ValueError('sampling_schedule needs noise_input = "alpha-bar"')
         if self.loss.needs_learned_variance and not self.variance.learned:
             raise ValueError(f'loss "{self.loss.type_name}" needs variance = "learned-range"')
-        if self.loss.discrete and self.noise_input is NoiseInput.ALPHA_BAR:
+        if self.loss.discrete and self.noise_input.continuous:
             raise ValueError(f'loss "{self.loss.type_name}" needs whole timesteps: noise_input = "timestep"')
+        if self.train.steps == 0 and self.weights is None:
+            raise ValueError("train.steps is missing: how long it is trained (or name the `weights` that it is sampled with)")
+        self._check_conditions()
+
+    def _check_conditions(self) -> None:
+        """Raise ValueError where options are of no use without others."""
+        if self.after is not None and self.low_res is not None:
+            raise ValueError(f"after and low_res: it enlarges either the images of {self.after!r} or real ones")
+        if self.low_res is not None and self.condition.mode is Mode.TRUNCATED:
+            raise ValueError('condition.mode = "truncated" is for stages with a parent, whose chain can stop at s')
         defaults = {"upsample": Resize.BILINEAR, "augment": (), "condition": Handover()}
         idle = [name for name, default in defaults.items() if getattr(self, name) != default]
-        if self.after is None and idle:
-            raise ValueError(f"{' and '.join(idle)}: for stages with a parent: set `after`, or remove it")
+        if self.after is None and self.low_res is None and idle:
+            raise ValueError(f"{' and '.join(idle)}: for stages that enlarge images: set `after` or `low_res`, or remove it")
         if self.condition.s and not any(a.noises for a in self.augment):
             raise ValueError(f"condition.s = {self.condition.s} needs an augmentation that noises, such as gaussian-noise")
+        if self.label_dropout and not self.labels:
+            raise ValueError("label_dropout: the stage is told no labels")
+        if self.guidance is not None and self.guidance.needs_unlabeled and not self.label_dropout:
+            raise ValueError(
+                f'guidance "{self.guidance.type_name}" compares with no label: train the stage with label_dropout, such as 0.1'
+            )
 
     @property
     def parameterization(self) -> Parameterization:
@@ -103,14 +149,25 @@ class Stage:
             resolution=self.resolution,
             out_channels=6 if self.variance.learned else 3,
             classes=classes if self.labels else 0,
-            low_res=self.after is not None,
+            unlabeled=classes > 0 and self.label_dropout > 0,
+            low_res=self.after is not None or self.low_res is not None,
             levels=sum(a.tells_level for a in self.augment),
         )
 
+    def enlarges(self, parent: Stage | None) -> LowRes | None:
+        """What it enlarges, where `parent` is the stage it is after; None for a base stage."""
+        if parent is not None:
+            return LowRes(parent.resolution, parent.schedule)
+        return None if self.low_res is None else LowRes(self.low_res, self.schedule)
+
     def denoiser(self, network: Network) -> Denoiser:
         """The network with its meaning."""
-        return Denoiser(network, self.parameterization, self.clip)
+        return Denoiser(network, self.parameterization, self.threshold)
+
+    def process(self) -> Process:
+        """The full chain to train along."""
+        return self.schedule.process(self.variance_floor)
 
     def sampling_process(self) -> Process:
         """The full chain to sample along."""
-        return (self.sampling_schedule or self.schedule).process()
+        return (self.sampling_schedule or self.schedule).process(self.variance_floor)

@@ -68,7 +68,9 @@ def sample(
         if more:
             recipe = read(file, plugins, [*overrides, *more])
         emit = pipeline.teller(plugins)
-        grid = pipeline.sample_stage(recipe, found, recipe.stage[stage], emit, out, count=count, batch=batch, seed=seed, labels=labels)
+        grid = pipeline.sample_stage(
+            recipe, found, recipe.stage[stage], plugins, emit, out, count=count, batch=batch, seed=seed, labels=labels
+        )
     click.echo(str(grid))
 
 

@@ -9,19 +9,27 @@ import attrs
 import torch
 from torch import Tensor
 
-from cdmkit.diffusion.parameterization import Parameterization
-from cdmkit.diffusion.process import Process, at
+from cdmkit.diffusion.parameterization import Parameterization, Variance
+from cdmkit.diffusion.process import Point, add_noise
 
 
 class Condition(NamedTuple):
     """What a network is told beside x_t and the noise level; None where the stage has no such input."""
 
     label: Tensor | None = None
-    """int64 [B], the class."""
+    """int64 [B], the class; -1 for none, which a network must have been built for (`NetworkSpec.unlabeled`)."""
     low_res: Tensor | None = None
     """[B, 3, R, R] in about [-1, 1]: the low-resolution image, augmented, then resized to the stage's resolution."""
     levels: Tensor | None = None
     """[B, L] float: the level of each augmentation that tells one, in the stage's order."""
+
+    def unlabeled(self) -> Condition:
+        """The same without labels."""
+        return self if self.label is None else self._replace(label=torch.full_like(self.label, -1))
+
+    def joined(self, other: Condition) -> Condition:
+        """A batch of both: this one's examples, then the other's. Both have the same inputs."""
+        return Condition(*(None if a is None or b is None else torch.cat((a, b)) for a, b in zip(self, other, strict=True)))
 
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -36,10 +44,13 @@ class Noised:
     """[B, 3, R, R] in [-1, 1]."""
     epsilon: Tensor
     x_t: Tensor
-    t: Tensor
-    """int64 [B], the index of each example in its process, 1..K."""
-    alpha_bar: Tensor
-    """[B, 1, 1, 1]; between those of t-1 and t where the noise input is continuous."""
+    point: Point
+    """Where each example is on its chain; between two timesteps where the noise input is continuous."""
+
+    @classmethod
+    def of(cls, x0: Tensor, epsilon: Tensor, point: Point) -> Noised:
+        """Noise a batch."""
+        return cls(x0, epsilon, add_noise(x0, epsilon, point), point)
 
 
 class Output(NamedTuple):
@@ -52,53 +63,67 @@ class Output(NamedTuple):
 
 
 class Denoised(NamedTuple):
-    """What a network's output at x_t means. Epsilon is whatever x_t and this x0 imply, so the two agree after clipping too."""
+    """What a network's output at x_t means. Epsilon is whatever x_t and this x0 imply, so the two agree after thresholding too."""
 
     x0: Tensor
-    """The predicted clean image, clipped if the denoiser clips."""
-    log_variance: Tensor
-    """log of the reverse step's variance, broadcastable to x_t."""
+    """[B, 3, R, R]: the predicted clean image."""
+    ranged: Tensor | None
+    variance: Variance
+    point: Point
+
+    @property
+    def log_variance(self) -> Tensor:
+        """Log of the reverse step's variance, broadcastable to x_t."""
+        return self.variance.log_variance(self.ranged, self.point)
+
+
+Denoise = Callable[[Tensor, Point], Denoised]
+"""(x_t [B, 3, R, R], where on the chain it is) -> Denoised: what samplers call."""
+
+Threshold = Callable[[Tensor], Tensor]
+"""x_0 [B, 3, R, R] -> the same, kept within what images are."""
+
+
+def clip(x0: Tensor) -> Tensor:
+    """Static thresholding: x_0 kept within [-1, 1] (DDPM's code)."""
+    return x0.clamp(-1, 1)
 
 
 @attrs.frozen(eq=False)
 class Denoiser:
-    """A network and the meaning of its output. `clip`: keep predicted x0 in [-1, 1] when sampling (DDPM's code)."""
+    """A network and the meaning of its output. `threshold` is for sampling, and None leaves what is predicted as it is."""
 
     network: Network
     parameterization: Parameterization
-    clip: bool = True
+    threshold: Threshold | None = clip
 
-    def output(self, x_t: Tensor, timestep: Tensor, alpha_bar: Tensor, condition: Condition) -> Output:
-        """Ask the network; what it says in half precision is taken on in x_t's. timestep: int64 [B], original; alpha_bar: [B]."""
-        said = self.network(x_t, self.parameterization.noise_input.level(timestep, alpha_bar), condition).to(x_t.dtype)
+    def output(self, x_t: Tensor, point: Point, condition: Condition) -> Output:
+        """Ask the network; what it says in half precision is taken on in x_t's."""
+        level = self.parameterization.noise_input.level(point).expand(len(x_t))
+        said = self.network(x_t, level, condition).to(x_t.dtype)
         if not self.parameterization.variance.learned:
             return Output(said, None)
         value, ranged = said.chunk(2, dim=1)
         return Output(value, ranged)
 
-    def denoise(self, x_t: Tensor, t: Tensor, process: Process, condition: Condition) -> Denoised:
-        """Denoise x_t at indices t (int64 [B], 1..K) of a chain."""
-        alpha_bar = at(process.alpha_bars, t, x_t)
-        output = self.output(x_t, process.timesteps[t], alpha_bar.flatten(), condition)
-        x0 = self.parameterization.prediction.x0(output.value, x_t, alpha_bar)
-        if self.clip:
-            x0 = x0.clamp(-1, 1)
-        return Denoised(x0, self.parameterization.log_variance(output.ranged, process, t, x_t))
+    def meaning(self, output: Output, x_t: Tensor, point: Point) -> Denoised:
+        """What an output at x_t means, before any thresholding."""
+        x0 = self.parameterization.prediction.x0(output.value, x_t, point)
+        return Denoised(x0, output.ranged, self.parameterization.variance, point)
 
-    def bind(self, condition: Condition) -> Denoise:
-        """`denoise` with the condition filled in: what a sampler calls."""
+    def predict(self, x_t: Tensor, point: Point, condition: Condition) -> Denoised:
+        """Denoise x_t, before any thresholding: what guidance compares."""
+        return self.meaning(self.output(x_t, point, condition), x_t, point)
 
-        def denoise(x_t: Tensor, t: Tensor, process: Process) -> Denoised:
-            return self.denoise(x_t, t, process, condition)
+    def denoise(self, x_t: Tensor, point: Point, condition: Condition) -> Denoised:
+        """Denoise x_t."""
+        return self.bind(condition)(x_t, point)
+
+    def bind(self, condition: Condition, predict: Denoise | None = None) -> Denoise:
+        """`denoise` with the condition filled in: what a sampler calls. predict: a guided prediction in place of this network's own."""
+
+        def denoise(x_t: Tensor, point: Point) -> Denoised:
+            said = self.predict(x_t, point, condition) if predict is None else predict(x_t, point)
+            return said if self.threshold is None else Denoised(self.threshold(said.x0), *said[1:])
 
         return denoise
-
-
-Denoise = Callable[[Tensor, Tensor, Process], Denoised]
-"""(x_t [B, 3, R, R], t int64 [B], chain) -> Denoised."""
-
-
-def drawn_alpha_bar(process: Process, t: Tensor, uniform: Tensor) -> Tensor:
-    """alpha_bar [B] drawn uniformly between those of t-1 and t (SR3, sec. 2.4). uniform: [B] in [0, 1)."""
-    high, low = process.alpha_bars[t - 1], process.alpha_bars[t]
-    return torch.lerp(low, high, uniform.to(low.dtype))

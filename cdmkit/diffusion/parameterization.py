@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cdmkit.diffusion.process import Process, at
+from cdmkit.diffusion.process import Point
 
 
 class Prediction(Enum):
@@ -18,7 +18,7 @@ class Prediction(Enum):
     X0 = "x0"
     V = "v"
 
-    def target(self, x0: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:
+    def target(self, x0: Tensor, epsilon: Tensor, point: Point) -> Tensor:
         """The value to regress on. v = sqrt(alpha_bar) epsilon - sqrt(1 - alpha_bar) x_0 (Salimans & Ho, arXiv:2202.00512, sec. 4)."""
         match self:
             case Prediction.EPSILON:
@@ -26,17 +26,27 @@ class Prediction(Enum):
             case Prediction.X0:
                 return x0
             case Prediction.V:
-                return alpha_bar.sqrt() * epsilon - (1 - alpha_bar).sqrt() * x0
+                return point.signal * epsilon - point.noise * x0
 
-    def x0(self, value: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+    def x0(self, value: Tensor, x_t: Tensor, point: Point) -> Tensor:
         """The x_0 that a predicted value implies at x_t. For epsilon it divides by sqrt(alpha_bar), which must not be 0."""
         match self:
             case Prediction.EPSILON:
-                return (x_t - (1 - alpha_bar).sqrt() * value) / alpha_bar.sqrt()
+                return (x_t * point.per_signal).addcmul_(value, point.noise_per_signal, value=-1)
             case Prediction.X0:
                 return value
             case Prediction.V:
-                return alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * value
+                return (x_t * point.signal).addcmul_(value, point.noise, value=-1)
+
+    def epsilon(self, value: Tensor, x_t: Tensor, point: Point) -> Tensor:
+        """The epsilon that a predicted value implies at x_t. For x0 it divides by sqrt(1 - alpha_bar), which must not be 0."""
+        match self:
+            case Prediction.EPSILON:
+                return value
+            case Prediction.X0:
+                return torch.addcmul(x_t, value, point.signal, value=-1).div_(point.noise)
+            case Prediction.V:
+                return (x_t * point.noise).addcmul_(value, point.signal)
 
 
 class Variance(Enum):
@@ -54,23 +64,52 @@ class Variance(Enum):
         """Whether the network has output channels for it."""
         return self is Variance.LEARNED_RANGE
 
+    def log_variance(self, ranged: Tensor | None, point: Point) -> Tensor:
+        """Log of the reverse step's variance, broadcastable to images.
+
+        ranged: the network's share v of the range, as it comes out: -1 stands for beta-tilde_t, 1 for beta_t (Improved DDPM's code).
+        """
+        match self:
+            case Variance.FIXED_SMALL:
+                return point.posterior_log_variance
+            case Variance.FIXED_LARGE:
+                return point.log_variance_large
+            case Variance.LEARNED_RANGE:
+                if ranged is None:
+                    raise ValueError("learned-range variance needs the network's second half of channels")
+                return torch.lerp(point.posterior_log_variance, point.log_beta, (ranged + 1) / 2)
+
 
 class NoiseInput(Enum):
     """How the network is told the noise level."""
 
     TIMESTEP = "timestep"
-    """The original timestep, 1..T."""
+    """The original timestep, 1..T, as papers count it."""
+    TIMESTEP_FROM_0 = "timestep-from-0"
+    """One less, 0..T-1: the code of DDPM, ADM (guided-diffusion) and diffusers. Needed for their weights."""
+    TIMESTEP_OF_1000 = "timestep-of-1000"
+    """0..T-1 scaled by 1000 / T: Improved DDPM's code with `rescale_timesteps`."""
     ALPHA_BAR = "alpha-bar"
     """1000 sqrt(alpha_bar), alpha_bar drawn between neighbours in training (SR3, arXiv:2104.07636, sec. 2.4; WaveGrad), so that the
     schedule to sample along can be chosen after training. The factor, ours, suits the range of the sinusoidal embedding."""
 
-    def level(self, timestep: Tensor, alpha_bar: Tensor) -> Tensor:
-        """The number the network is given, [B] float, of timesteps int64 [B] and alpha_bars [B]."""
+    @property
+    def continuous(self) -> bool:
+        """Whether it knows levels between the timesteps."""
+        return self is NoiseInput.ALPHA_BAR
+
+    def level(self, point: Point) -> Tensor:
+        """The number the network is given, [B] or [1] float."""
         match self:
             case NoiseInput.TIMESTEP:
-                return timestep.to(alpha_bar.dtype)
+                told = point.timestep
+            case NoiseInput.TIMESTEP_FROM_0:
+                told = point.timestep - 1
+            case NoiseInput.TIMESTEP_OF_1000:
+                told = (point.timestep - 1) * (1000 / point.total)
             case NoiseInput.ALPHA_BAR:
-                return 1000 * alpha_bar.sqrt()
+                told = 1000 * point.signal
+        return told.flatten()
 
 
 @attrs.frozen
@@ -80,20 +119,3 @@ class Parameterization:
     prediction: Prediction = Prediction.EPSILON
     variance: Variance = Variance.FIXED_SMALL
     noise_input: NoiseInput = NoiseInput.TIMESTEP
-
-    def log_variance(self, ranged: Tensor | None, process: Process, t: Tensor, like: Tensor) -> Tensor:
-        """Log of the reverse step's variance at indices t (int64 [B], 1..K), broadcastable to `like` [B, C, H, W].
-
-        ranged: the network's share v of the range, as it comes out: -1 stands for beta-tilde_t, 1 for beta_t (Improved DDPM's code).
-        """
-        match self.variance:
-            case Variance.FIXED_SMALL:
-                return at(process.posterior_log_variance, t, like)
-            case Variance.FIXED_LARGE:
-                low, high = at(process.posterior_log_variance, t, like), at(process.log_betas, t, like)
-                return torch.where(t.view(low.shape) == 1, low, high)
-            case Variance.LEARNED_RANGE:
-                if ranged is None:
-                    raise ValueError("learned-range variance needs the network's second half of channels")
-                low, high = at(process.posterior_log_variance, t, like), at(process.log_betas, t, like)
-                return low + (ranged + 1) / 2 * (high - low)

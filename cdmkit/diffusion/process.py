@@ -6,103 +6,211 @@ from the alpha_bars that remain, so its betas are the recomputed ones (Improved 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
 import attrs
 import torch
 from torch import Tensor
 
+from cdmkit.diffusion.respacing import even_timesteps
 
-def respaced_timesteps(timesteps: int, steps: int, through: int = 0) -> list[int]:
-    """The timesteps a chain of `steps` network calls visits, ascending, from 0 (clean) to T.
-
-    `steps` equally spaced reals in [1, T], rounded (Improved DDPM, section 4), so T is always visited. With `through` = s > 0 the
-    timestep s is visited too, so that sampling can stop exactly there.
-    """
-    if not 1 <= steps <= timesteps:
-        raise ValueError(f"cannot respace {timesteps} timesteps to {steps}: it must be 1 to {timesteps}")
-    if not 0 <= through <= timesteps:
-        raise ValueError(f"cannot stop at timestep {through}: the chain has timesteps 0 to {timesteps}")
-    if steps == 1:
-        return sorted({0, through, timesteps})
-    spaced = torch.linspace(1, timesteps, steps, dtype=torch.float64).round().long().tolist()
-    return sorted({0, through, *spaced})
+_TINY = 1e-300
+"""Stands for 0 where a table's entry that nothing reads would be the log of 0, or divided by 0."""
 
 
-@attrs.frozen(eq=False)
-class Process:
-    """A chain x_0 -> x_1 -> ... -> x_K of Gaussian noising steps.
+class Point(NamedTuple):
+    """All that formulas need to know of a place on a chain: one number for each image, [B, 1, 1, 1], or one for all, [1, 1, 1, 1]."""
 
-    alpha_bars: [K+1], falling from 1 (entry 0, clean); made in float64.
-    timesteps: int64 [K+1], the original timestep of each point: what the network is told.
-    """
-
-    alpha_bars: Tensor
-    timesteps: Tensor
-    betas: Tensor
-    """[K+1]; entry 0 is 0."""
-    posterior_variance: Tensor
-    """beta-tilde_t of DDPM eq. 7 (arXiv:2006.11239), [K+1]; entries 0 and 1 are 0."""
-    log_betas: Tensor
+    total: int
+    """T of the full chain."""
+    sigma: float
+    """noise / signal, known to the host where the place is one for all images (else NaN): what samplers and guidance may branch on."""
+    k: Tensor
+    """The index in 0..K, as a float."""
+    timestep: Tensor
+    """The original timestep in 0..T, as a float."""
+    alpha_bar: Tensor
+    signal: Tensor
+    """sqrt(alpha_bar): the share of x_0 in x_t."""
+    noise: Tensor
+    """sqrt(1 - alpha_bar): the share of epsilon, exact also where alpha_bar is all but 1."""
+    per_signal: Tensor
+    """1 / sqrt(alpha_bar)."""
+    noise_per_signal: Tensor
+    """sqrt(1 - alpha_bar) / sqrt(alpha_bar)."""
+    log_beta: Tensor
     posterior_log_variance: Tensor
-    """log of `posterior_variance`, entry 1 replaced by entry 2, since the variance there is 0 (as Improved DDPM's code does)."""
+    """log of beta-tilde, DDPM eq. 7."""
+    log_variance_large: Tensor
+    """log beta, but that of the posterior at k = 1 (fixed-large)."""
     posterior_mean_x0: Tensor
     posterior_mean_xt: Tensor
     """The weights of x_0 and x_t in the posterior mean, DDPM eq. 7."""
 
+    @property
+    def log_snr(self) -> Tensor:
+        """log(alpha_bar / (1 - alpha_bar))."""
+        return 2 * (self.signal.log() - self.noise.log())
+
+
+_COLUMNS = Point._fields[2:]
+
+
+@attrs.frozen(eq=False)
+class Process:
+    """A chain x_0 -> x_1 -> ... -> x_K of Gaussian noising steps. Make one with `of`; respace it, then move it with `to`."""
+
+    table: Tensor
+    """[K+1, columns]: a row for each point, a column for each number of `Point`; float64 until it is moved."""
+    total: int
+    """T of the full chain, which networks count timesteps in."""
+    variance_floor: float | None = None
+    """What stands for the posterior's variance of 0 at k = 1 where its log is taken: see `of`."""
+
     @classmethod
-    def of(cls, alpha_bars: Tensor, timesteps: Tensor | None = None) -> Process:
-        """Build every table, in float64 on the CPU, from alpha_bars [K+1] whose entry 0 is 1."""
+    def of(
+        cls, alpha_bars: Tensor, timesteps: Tensor | None = None, total: int | None = None, variance_floor: float | None = None
+    ) -> Process:
+        """Build every table, in float64 on the CPU, from alpha_bars [K+1] whose entry 0 is 1.
+
+        timesteps: int64 [K+1], the original ones, if this is a part of a longer chain with `total` timesteps. variance_floor: the variance
+        of the posterior at k = 1 is 0, and its log is taken to be that of k = 2 (Improved DDPM's code); with a floor such as 1e-20 it is
+        log(floor) instead (diffusers). Raises ValueError where the alpha_bars make no chain.
+        """
         ab = alpha_bars.to("cpu", torch.float64)
         if ab.ndim != 1 or len(ab) < 2 or ab[0] != 1 or not bool((ab[1:] < ab[:-1]).all()) or not ab[-1] >= 0:
             raise ValueError("alpha_bars must be a vector that starts at 1 and falls strictly, never below 0")
-        if timesteps is None:
-            timesteps = torch.arange(len(ab))
         previous = torch.cat((ab[:1], ab[:-1]))
         alphas = ab / previous
         betas = 1 - alphas
-        noisy = (1 - ab).clamp(min=1e-300)  # entry 0 would divide by 0; nothing reads it
+        noisy = (1 - ab).clamp(min=_TINY)  # entry 0 would divide by 0; nothing reads it
         variance = betas * (1 - previous) / noisy
-        log_variance = variance.clone()
-        log_variance[:2] = variance[2] if len(ab) > 2 else betas[1]
-        return cls(
-            alpha_bars=ab,
-            timesteps=timesteps,
-            betas=betas,
-            posterior_variance=variance,
-            log_betas=betas.clamp(min=1e-300).log(),
-            posterior_log_variance=log_variance.clamp(min=1e-300).log(),
-            posterior_mean_x0=previous.sqrt() * betas / noisy,
-            posterior_mean_xt=alphas.sqrt() * (1 - previous) / noisy,
-        )
+        small = variance.clamp(min=variance_floor or _TINY).log()
+        if variance_floor is None:
+            small[:2] = (variance[2] if len(ab) > 2 else betas[1]).log()
+        log_betas = betas.clamp(min=_TINY).log()
+        large = log_betas.clone()
+        large[1] = small[1]
+        index = torch.arange(len(ab), dtype=torch.float64)
+        columns = {
+            "k": index,
+            "timestep": index if timesteps is None else timesteps.cpu().double(),
+            "alpha_bar": ab,
+            "signal": ab.sqrt(),
+            "noise": (1 - ab).sqrt(),
+            "per_signal": ab.rsqrt(),
+            "noise_per_signal": (1 - ab).sqrt() / ab.sqrt(),
+            "log_beta": log_betas,
+            "posterior_log_variance": small,
+            "log_variance_large": large,
+            "posterior_mean_x0": previous.sqrt() * betas / noisy,
+            "posterior_mean_xt": alphas.sqrt() * (1 - previous) / noisy,
+        }
+        return cls(torch.stack([columns[name] for name in _COLUMNS], dim=1), total or len(ab) - 1, variance_floor)
+
+    def column(self, name: str) -> Tensor:
+        """[K+1]: one number of `Point`, by its name, at every point."""
+        return self.table[:, _COLUMNS.index(name)]
+
+    @property
+    def alpha_bars(self) -> Tensor:
+        """[K+1], falling from 1 (entry 0, clean)."""
+        return self.column("alpha_bar")
+
+    @property
+    def timesteps(self) -> Tensor:
+        """int64 [K+1], the original timestep of each point."""
+        return self.column("timestep").long()
+
+    @property
+    def sigmas(self) -> Tensor:
+        """[K+1]: noise / signal, from 0 up; infinite where alpha_bar is 0."""
+        return self.column("noise_per_signal")
+
+    @property
+    def betas(self) -> Tensor:
+        """[K+1]: the variance of each noising step, DDPM eq. 2; entry 0 is 0."""
+        ab = self.alpha_bars
+        return 1 - ab / torch.cat((ab[:1], ab[:-1]))
+
+    @property
+    def posterior_variances(self) -> Tensor:
+        """[K+1]: beta-tilde of DDPM eq. 7; entries 0 and 1 are 0."""
+        clean = 1 - torch.cat((self.alpha_bars[:1], self.alpha_bars[:-1]))
+        return self.betas * clean / (1 - self.alpha_bars).clamp(min=torch.finfo(clean.dtype).tiny)
 
     @property
     def steps(self) -> int:
         """K, the number of noising steps."""
-        return len(self.alpha_bars) - 1
+        return len(self.table) - 1
+
+    def keep(self, timesteps: Iterable[int]) -> Process:
+        """The chain over some points of this one: those of the given original timesteps, and 0. On the CPU, tables from float64."""
+        here = {timestep: index for index, timestep in enumerate(self.timesteps.tolist())}
+        kept = torch.tensor([here[timestep] for timestep in sorted({0, *timesteps})])
+        return Process.of(self.alpha_bars.cpu()[kept], self.timesteps.cpu()[kept], self.total, self.variance_floor)
 
     def respace(self, steps: int, through: int = 0) -> Process:
-        """The chain over `respaced_timesteps(K, steps, through)` of this (full) chain."""
-        kept = torch.tensor(respaced_timesteps(self.steps, steps, through))
-        return Process.of(self.alpha_bars.cpu().double()[kept], self.timesteps.cpu()[kept])
+        """The chain over `even_timesteps(K, steps)` of this (full) chain, and the timestep `through`."""
+        return self.keep({*even_timesteps(self.steps, steps), through})
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Process:
         """The same tables on a device, rounded once to `dtype`. Respace before, not after."""
-        moved = {field.name: getattr(self, field.name) for field in attrs.fields(Process)}
-        return Process(**{name: t.to(device) if t.dtype == torch.int64 else t.to(device, dtype) for name, t in moved.items()})
+        return attrs.evolve(self, table=self.table.to(device, dtype))
+
+    def point(self, index: Tensor, sigma: float = math.nan) -> Point:
+        """The points at indices int64 [B] (or [1], for all images of a batch), on the tables' device."""
+        rows = self.table.index_select(0, index)
+        return Point(self.total, sigma, *rows.view(len(index), 1, 1, 1, -1).unbind(-1))
+
+    def points(self, like: Tensor) -> Callable[[int], Point]:
+        """The points by index, on the device and in the dtype of `like`.
+
+        Reading one never makes the host wait. The tables are read by an index on the device, so that a compiler sees the same step always.
+        """
+        tables, sigmas = self.to(like.device, like.dtype), self.sigmas.tolist()
+        indices = torch.arange(self.steps + 1, device=like.device).unsqueeze(1).unbind()
+        return lambda k: tables.point(indices[k], sigmas[k])
+
+    def backwards(self, like: Tensor, stop_at: int = 0) -> Iterator[tuple[int, Point]]:
+        """The indices from K down to the one after timestep `stop_at`, each with its point."""
+        point = self.points(like)
+        return ((k, point(k)) for k in range(self.steps, self.index_of(stop_at), -1))
+
+    def index_of(self, timestep: int) -> int:
+        """The index of an original timestep, or of the first one after it."""
+        return int(torch.searchsorted(self.timesteps.contiguous(), timestep))
 
     def noise(self, x0: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
         """A draw of q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), DDPM eq. 4. t: int64 [B], 0..K."""
-        return add_noise(x0, epsilon, at(self.alpha_bars, t, x0))
+        return add_noise(x0, epsilon, self.point(t))
 
-    def posterior_mean(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The mean of q(x_{t-1} | x_t, x_0), DDPM eq. 7. t: int64 [B], 1..K."""
-        return at(self.posterior_mean_x0, t, x_t) * x0 + at(self.posterior_mean_xt, t, x_t) * x_t
-
-
-def at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    """`table[t]` shaped [B, 1, 1, ...] to broadcast against `like` [B, ...]."""
-    return table[t].view(-1, *[1] * (like.ndim - 1))
+    def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0), DDPM eq. 6 and 7. t: int64 [B], 1..K."""
+        point = self.point(t)
+        variance = self.posterior_variances[t].view_as(point.k)
+        return posterior_mean(x0, x_t, point), variance, point.posterior_log_variance
 
 
-def add_noise(x0: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) epsilon, DDPM eq. 4. alpha_bar broadcasts against x0."""
-    return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * epsilon
+def add_noise(x0: Tensor, epsilon: Tensor, point: Point) -> Tensor:
+    """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) epsilon, DDPM eq. 4. x0, epsilon: [B, 3, R, R]."""
+    return point.signal * x0 + point.noise * epsilon
+
+
+def posterior_mean(x0: Tensor, x_t: Tensor, point: Point) -> Tensor:
+    """The mean of q(x_{t-1} | x_t, x_0), DDPM eq. 7. x0, x_t: [B, 3, R, R]."""
+    return (x_t * point.posterior_mean_xt).addcmul_(x0, point.posterior_mean_x0)
+
+
+def between(process: Process, t: Tensor, uniform: Tensor) -> Point:
+    """The points at alpha_bars drawn uniformly between those of t-1 and t (SR3, arXiv:2104.07636, sec. 2.4).
+
+    t: int64 [B], 1..K; uniform: [B] in [0, 1). Only alpha_bar, signal and noise are those of the place between; the rest is that of t.
+    """
+    point, before = process.point(t), process.point(t - 1)
+    share = uniform.to(point.alpha_bar.dtype).view(-1, 1, 1, 1)
+    alpha_bar = torch.lerp(point.alpha_bar, before.alpha_bar, share)
+    noise = torch.lerp(point.noise.square(), before.noise.square(), share).sqrt()
+    return point._replace(alpha_bar=alpha_bar, signal=alpha_bar.sqrt(), noise=noise)

@@ -2,7 +2,7 @@
 
 from cdmkit.recipe.faults import Fault, Faults, RecipeFaults, SetupFaults, dotted
 from cdmkit.recipe.model import Data, Recipe, Requires, Sample
-from cdmkit.recipe.reading import read
+from cdmkit.recipe.reading import read, read_stage
 from cdmkit.recipe.write import diff, to_table, to_toml
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "diff",
     "dotted",
     "read",
+    "read_stage",
     "to_table",
     "to_toml",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cdmkit import __version__
-from cdmkit.cascade import Mode, Stage
+from cdmkit.cascade import LowRes, Mode, Stage
 from cdmkit.diffusion import Prediction
 from cdmkit.nearest import did_you_mean
 from cdmkit.recipe.faults import KeyPath, Problem
@@ -95,9 +95,11 @@ def check_cascade(recipe: Recipe) -> Iterator[Problem]:
     unusable = [problem for stage in recipe.stage.values() for problem in _check_schedules(stage)]
     yield from unusable
     for stage in recipe.stage.values() if not unusable else ():
-        if stage.after is not None:
-            yield from _check_resolution(stage, recipe.stage[stage.after])
-            yield from _check_augment(stage, recipe.stage[stage.after]) or _check_handover(stage, recipe.stage[stage.after])
+        parent = None if stage.after is None else recipe.stage[stage.after]
+        enlarges = stage.enlarges(parent)
+        if enlarges is not None:
+            yield from _check_resolution(stage, enlarges)
+            yield from _check_augment(stage, enlarges) or _check_handover(stage, enlarges, parent)
         yield from _check_sampler(stage, recipe)
 
 
@@ -114,34 +116,32 @@ def _check_schedules(stage: Stage) -> Iterator[Problem]:
             yield Problem(("stage", stage.name, key), words)
 
 
-def _check_resolution(stage: Stage, parent: Stage) -> Iterator[Problem]:
-    if stage.resolution <= parent.resolution or stage.resolution % parent.resolution:
-        yield Problem(
-            ("stage", stage.name, "resolution"),
-            f'{stage.resolution} is not 2, 3, 4, ... times {parent.resolution}, the resolution of its parent "{parent.name}"',
-        )
+def _check_resolution(stage: Stage, enlarges: LowRes) -> Iterator[Problem]:
+    if stage.resolution <= enlarges.resolution or stage.resolution % enlarges.resolution:
+        whose = "low_res" if stage.after is None else f'the resolution of its parent "{stage.after}"'
+        yield Problem(("stage", stage.name, "resolution"), f"{stage.resolution} is not 2, 3, 4, ... times {enlarges.resolution}, {whose}")
 
 
-def _check_augment(stage: Stage, parent: Stage) -> list[Problem]:
-    """Whether the augmentations, and the schedules of their own, suit the parent."""
+def _check_augment(stage: Stage, enlarges: LowRes) -> list[Problem]:
+    """Whether the augmentations, and the schedules of their own, suit what is enlarged."""
     problems = []
     for index, augmentation in enumerate(stage.augment):
         try:
-            augmentation.noise_schedule(parent.schedule).process()
-            augmentation.check(parent.schedule, parent.resolution, stage.condition.s)
+            augmentation.noise_schedule(enlarges.schedule).process()
+            augmentation.check(enlarges.schedule, enlarges.resolution, stage.condition.s)
         except ValueError as error:
             problems.append(Problem(("stage", stage.name, "augment", index), str(error)))
     return problems
 
 
-def _check_handover(stage: Stage, parent: Stage) -> Iterator[Problem]:
+def _check_handover(stage: Stage, enlarges: LowRes, parent: Stage | None) -> Iterator[Problem]:
     """Whether s exists in the schedule it counts in, and a truncated parent's z_s is what the stage was trained on."""
     path: KeyPath = ("stage", stage.name, "condition")
-    schedules = [augmentation.noise_schedule(parent.schedule) for augmentation in stage.augment if augmentation.noises]
+    schedules = [augmentation.noise_schedule(enlarges.schedule) for augmentation in stage.augment if augmentation.noises]
     last = min((schedule.process().steps for schedule in schedules), default=0)  # without any, s is 0
     if stage.condition.s > last:
         yield Problem((*path, "s"), f"s = {stage.condition.s} is beyond {last}, the last timestep of the schedule it counts in")
-    if stage.condition.mode is Mode.TRUNCATED:
+    if stage.condition.mode is Mode.TRUNCATED and parent is not None:
         if any(schedule != parent.schedule for schedule in schedules):
             yield Problem((*path, "mode"), f'truncated needs noise along the schedule of "{parent.name}": remove the augmentation\'s own')
         if parent.sampling_schedule is not None:

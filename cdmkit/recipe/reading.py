@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from cdmkit.cascade import Stage
 from cdmkit.catalog import Catalog
 from cdmkit.nearest import did_you_mean
 from cdmkit.plugins import Plugins
 from cdmkit.recipe.checks import check_cascade, check_names, check_networks, check_requires
 from cdmkit.recipe.env import Environment
-from cdmkit.recipe.faults import Fault, Faults, Problem, failure, redacted
+from cdmkit.recipe.faults import Fault, Faults, Origin, Problem, failure, redacted
 from cdmkit.recipe.model import SCHEMA, Recipe, Requires
 from cdmkit.recipe.sources import read_file, read_override
 from cdmkit.recipe.structure import structure
@@ -43,6 +44,16 @@ def read(path: Path | str, plugins: Plugins, overrides: Iterable[str] = ()) -> R
         return _recipe(root, found, plugins.catalog)
     except Faults as error:
         raise failure(attrs.evolve(fault, text=redacted(fault.text, environment.secrets())) for fault in error.faults) from None
+
+
+def read_stage(metadata: Mapping[str, Any], catalog: Catalog) -> Stage | None:
+    """The stage that a weights file says it is of; None where it says nothing. Raises as `read` does where this cdmkit cannot make it."""
+    if not isinstance(metadata.get("table"), dict):
+        return None
+    made = structure({**metadata["table"], "name": str(metadata.get("stage"))}, Stage, catalog)
+    if isinstance(made, list):
+        raise failure(Fault(Origin("the weights file's stage"), problem.path, problem.text, problem.setup) for problem in made)
+    return made
 
 
 def _check_stages(laid: Node, known: Any) -> None:

@@ -3,6 +3,7 @@
     ckpt/step-00001000/weights.safetensors    the network
                        ema.safetensors        the network's moving average: what is sampled from
                        optimizer.safetensors  the optimizer's tensors
+                       density.safetensors    what the density of timesteps learned from losses, if it learns
                        state.json             the rest, with the SHA-256 of every file
 
 A folder is written beside its place, put on the disk and renamed: a crash leaves an older checkpoint and a leftover that nobody reads.
@@ -33,7 +34,7 @@ from cdmkit.files import sync, write_json
 FORMAT = 1
 """Grows when older versions of cdmkit could not read what is written."""
 
-FILES = ("weights", "ema", "optimizer")
+FILES = ("weights", "ema", "optimizer", "density")
 _METADATA = "cdmkit"
 _NAME = re.compile(r"step-\d{8}")
 _SHOWN = 5
@@ -46,7 +47,7 @@ class Checkpoint:
     step: int
     """Optimizer steps done."""
     tensors: Mapping[str, Mapping[str, Tensor]]
-    """The tensors of each of `FILES`, on any device."""
+    """The tensors of each of `FILES`, on any device. Where there are none, there is no file."""
     state: Mapping[str, Any]
     """What is no tensor, as JSON values."""
 
@@ -80,7 +81,7 @@ def _write(partial: Path, checkpoint: Checkpoint, metadata: Mapping[str, Any]) -
     partial.mkdir()
     header = {_METADATA: json.dumps({**metadata, "step": checkpoint.step}, sort_keys=True)}
     digests = {}
-    for name in FILES:
+    for name in filter(checkpoint.tensors.get, FILES):
         path = partial / f"{name}.safetensors"
         # One copy each, in standard layout: safetensors knows no other, and no two names may share memory.
         tensors = {
@@ -143,7 +144,7 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint onto the CPU. Raises CheckpointError, naming the file, where it is damaged, incomplete or of a newer format."""
     state = _read_state(path)
-    tensors = {name: read_weights(path / f"{name}.safetensors")[0] for name in FILES}
+    tensors = {name: read_weights(path / f"{name}.safetensors")[0] if name in state["digests"] else {} for name in FILES}
     return Checkpoint(step=state["step"], tensors=tensors, state=state["state"])
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from cdmkit.files import write_json
 
-_SAMPLING = {"sampler", "sampling_schedule", "condition", "clip"}
-_COMPUTING = {"backend"}
+_SAMPLING = {"sampler", "sampling_schedule", "condition", "threshold", "guidance"}
+_COMPUTING = {"backend", "weights"}
 _PACE = {"steps", "accumulate", "log_every", "sample_every", "checkpoint_every", "keep"}
 """Options of `train` that leave the weights after a given number of steps as they are, but for rounding."""
 
@@ -23,14 +23,21 @@ def fingerprint(name: str, stage: Mapping[str, Any], parent: Mapping[str, Any] |
     (fingerprint of the source, downsampling). Of the parent only the resolution and the schedule matter: stages train independently.
     """
     train = {key: value for key, value in stage["train"].items() if key not in _PACE}
-    text = json.dumps([name, lasting(stage, parent), train, data, seed], sort_keys=True)
+    text = json.dumps([name, lasting(stage, parent), stage.get("weights"), train, data, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def lasting(stage: Mapping[str, Any], parent: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of a stage cannot change once it is trained: all that the meaning of its weights depends on. Tables as in `fingerprint`."""
-    table = {key: value for key, value in stage.items() if key not in _SAMPLING | _COMPUTING | {"after", "train"}}
-    return table if parent is None else {**table, "after": {key: parent[key] for key in ("resolution", "schedule")}}
+    """What of a stage cannot change once it is trained: all that the meaning of its weights depends on. Tables as in `fingerprint`.
+
+    Whether it enlarges a parent's images or real ones makes no difference to it; their chain does where they are augmented.
+    """
+    table = {key: value for key, value in stage.items() if key not in _SAMPLING | _COMPUTING | {"after", "low_res", "train"}}
+    enlarged = parent or ({"resolution": stage["low_res"], "schedule": stage["schedule"]} if stage.get("low_res") else None)
+    if enlarged is None:
+        return table
+    matters = ("resolution", "schedule") if stage.get("augment") else ("resolution",)
+    return {**table, "enlarges": {key: enlarged[key] for key in matters}}
 
 
 def mark_done(folder: Path, digest: str, steps: int) -> None:

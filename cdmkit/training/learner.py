@@ -1,8 +1,9 @@
-"""All that training changes: network, moving average, optimizer and the count of steps."""
+"""All that training changes: network, moving average, optimizer, what the density learned, and the count of steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from cdmkit.cascade import Stage
 from cdmkit.draws import Stream
 from cdmkit.kinds import Batch, Session
 from cdmkit.training import optimizer_state
-from cdmkit.training.checkpoint import Checkpoint, fit
+from cdmkit.training.checkpoint import Checkpoint, fit, read_weights
 from cdmkit.training.ema import Ema
 
 
@@ -37,6 +38,9 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             _seed_torch(torch.device("cpu"), Stream.of(seed, stage.name, "init"))
             network = stage.backbone.build(stage.network_spec(classes))
+        if stage.weights is not None:
+            fit(network, read_weights(Path(stage.weights))[0], stage.weights)
+        self.timesteps = stage.density.start(stage.process()).to(session.device)
         self.ema = Ema(network, stage.train.ema, stage.train.ema_ramp)
         self.ema.module = session.prepare(self.ema.module)
         self.network = session.prepare(network).train()
@@ -93,7 +97,12 @@ class Learner:
         tensors, rest = optimizer_state.flatten(self.optimizer, self.network)
         return Checkpoint(
             step=self.step,
-            tensors={"weights": self.network.state_dict(), "ema": self.ema.module.state_dict(), "optimizer": tensors},
+            tensors={
+                "weights": self.network.state_dict(),
+                "ema": self.ema.module.state_dict(),
+                "optimizer": tensors,
+                "density": self.timesteps.state_dict(),
+            },
             state={"images": self.step * self.stage.train.batch, "bad_steps": int(self.bad_steps), "optimizer": rest},
         )
 
@@ -102,6 +111,7 @@ class Learner:
         source = f"the checkpoint of step {checkpoint.step} of stage {self.stage.name!r}"
         fit(self.network, checkpoint.tensors["weights"], source)
         fit(self.ema.module, checkpoint.tensors["ema"], source)
+        fit(self.timesteps, checkpoint.tensors["density"], source)
         optimizer_state.restore(self.optimizer, self.network, checkpoint.tensors["optimizer"], checkpoint.state["optimizer"])
         self.step = checkpoint.step
         self.bad_steps = torch.full_like(self.bad_steps, checkpoint.state["bad_steps"])

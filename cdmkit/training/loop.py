@@ -59,7 +59,9 @@ def train(
         saved = load_latest(checkpoints, lambda message: emit(Warned(message=message)))
         if saved is not None:
             learner.restore(saved)
-        objective = Objective.of(stage, parent, learner.network, classes=classes, downsample=downsample, seed=seed, session=session)
+        objective = Objective.of(
+            stage, parent, learner.network, learner.timesteps, classes=classes, downsample=downsample, seed=seed, session=session
+        )
         emit(StageStarted(stage=stage.name, step=learner.step, steps=stage.train.steps, parameters=learner.parameter_count()))
         saver = Saver(checkpoints, learner, metadata, emit, saved.step if saved else None)
         if learner.step < stage.train.steps:

@@ -12,20 +12,18 @@ from torch import Tensor
 from cdmkit.cascade import Stage
 from cdmkit.data.pixels import to_float
 from cdmkit.data.resize import Resize
-from cdmkit.diffusion import Condition, Denoiser, Noised, NoiseInput, Output, Process
-from cdmkit.diffusion.denoiser import Network, drawn_alpha_bar
-from cdmkit.diffusion.process import add_noise
+from cdmkit.diffusion import Condition, Denoiser, Network, Noised, Output, Process, between
 from cdmkit.draws import Draw, Stream
-from cdmkit.kinds import Batch, Session
+from cdmkit.kinds import Batch, Session, Timesteps
 
 
 @attrs.frozen(eq=False)
-class Parent:
-    """What a stage needs to know, while it trains, of the stage that will make its low-resolution images."""
+class Enlarged:
+    """The images that a stage enlarges, while it trains."""
 
     resolution: int
     process: Process
-    """The parent's full chain, on the device."""
+    """The full chain that their augmentations count in, on the device."""
 
 
 @attrs.frozen(eq=False)
@@ -40,14 +38,24 @@ class Objective:
     session: Session
     denoiser: Denoiser
     process: Process
-    parent: Parent | None
+    timesteps: Timesteps
+    enlarges: Enlarged | None
 
     @classmethod
     def of(
-        cls, stage: Stage, parent: Stage | None, network: Network, *, classes: int, downsample: Resize, seed: int, session: Session
+        cls,
+        stage: Stage,
+        parent: Stage | None,
+        network: Network,
+        timesteps: Timesteps,
+        *,
+        classes: int,
+        downsample: Resize,
+        seed: int,
+        session: Session,
     ) -> Objective:
-        """The objective of `network` as `stage`, conditioned on the images of `parent`."""
-        device = session.device
+        """The objective of `network` as `stage`, conditioned on the images of `parent`. timesteps: its density at work, on the device."""
+        device, low_res = session.device, stage.enlarges(parent)
         return cls(
             stage=stage,
             classes=stage.network_spec(classes).classes,
@@ -55,8 +63,9 @@ class Objective:
             seed=seed,
             session=session,
             denoiser=stage.denoiser(network),
-            process=stage.schedule.process().to(device),
-            parent=None if parent is None else Parent(parent.resolution, parent.schedule.process().to(device)),
+            process=stage.process().to(device),
+            timesteps=timesteps,
+            enlarges=None if low_res is None else Enlarged(low_res.resolution, low_res.schedule.process().to(device)),
         )
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -66,36 +75,39 @@ class Objective:
             mirrored = self._draw(positions, "flip").uniform() < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
         pixels = to_float(images)
-        noised = self._noised(self.downsample(pixels, self.stage.resolution), positions)
+        t, weight = self.timesteps.draw(self._draw(positions, "timestep"))
+        noised = self._noised(self.downsample(pixels, self.stage.resolution), t, positions)
         condition = self._condition(pixels, labels, positions)
         with self.session.autocast():
-            output = self.denoiser.output(noised.x_t, noised.t, noised.alpha_bar.flatten(), condition)
+            output = self.denoiser.output(noised.x_t, noised.point, condition)
         exact = Output(output.value.float(), None if output.ranged is None else output.ranged.float())
-        return self.stage.loss(exact, noised, self.stage.parameterization, self.process)
+        losses = self.stage.loss(exact, noised, self.stage.parameterization)
+        self.timesteps.learn(t, losses.detach())
+        return losses if weight is None else losses * weight
 
     def _draw(self, positions: Tensor, *words: str | int) -> Draw:
         return Draw(Stream.of(self.seed, self.stage.name, *words), positions)
 
-    def _noised(self, x0: Tensor, positions: Tensor) -> Noised:
-        """x_t at t ~ U{1..T}, or at an alpha_bar between those of t-1 and t where the network is told alpha_bar."""
-        t = self._draw(positions, "timestep").integers(1, self.process.steps)
-        if self.stage.noise_input is NoiseInput.ALPHA_BAR:
-            alpha_bar = drawn_alpha_bar(self.process, t, self._draw(positions, "alpha-bar").uniform())
+    def _noised(self, x0: Tensor, t: Tensor, positions: Tensor) -> Noised:
+        """x_t at timesteps t, or at alpha_bars between those of t-1 and t where the network is told alpha_bar."""
+        if self.stage.noise_input.continuous:
+            point = between(self.process, t, self._draw(positions, "alpha-bar").uniform())
         else:
-            alpha_bar = self.process.alpha_bars[t]
-        alpha_bar = alpha_bar.view(-1, 1, 1, 1)
-        epsilon = self._draw(positions, "noise").normal(tuple(x0.shape[1:]))
-        return Noised(x0=x0, epsilon=epsilon, x_t=add_noise(x0, epsilon, alpha_bar), t=t, alpha_bar=alpha_bar)
+            point = self.process.point(t)
+        return Noised.of(x0, self._draw(positions, "noise").normal(tuple(x0.shape[1:])), point)
 
     def _condition(self, pixels: Tensor, labels: Tensor, positions: Tensor) -> Condition:
         """The label and the low-resolution image, shrunk from the same pixels as x_0, augmented at low resolution, then enlarged."""
         label = labels if self.classes else None
-        if self.parent is None:
+        if label is not None and self.stage.label_dropout:
+            withheld = self._draw(positions, "label").uniform() < self.stage.label_dropout
+            label = torch.where(withheld, -1, label)
+        if self.enlarges is None:
             return Condition(label)
-        low_res = self.downsample(pixels, self.parent.resolution)
+        low_res = self.downsample(pixels, self.enlarges.resolution)
         levels = []
         for i, augmentation in enumerate(self.stage.augment):
-            low_res, level = augmentation.train(low_res, self.parent.process, self._draw(positions, "augment", i))
+            low_res, level = augmentation.train(low_res, self.enlarges.process, self._draw(positions, "augment", i))
             if level is not None:
                 levels.append(level)
         enlarged = self.stage.upsample(low_res, self.stage.resolution)

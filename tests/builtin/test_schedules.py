@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from cdmkit.builtin.schedules import Cosine, Linear
+from cdmkit.builtin.schedules import Cosine, Linear, Regression, ShiftedCosine, Sigmoid
 from cdmkit.kinds import Schedule
 
 
@@ -21,14 +22,26 @@ def cosine_in_python(timesteps: int, offset: float = 0.008, max_beta: float = 0.
     return alpha_bars
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Cosine(timesteps=1), Linear(), Linear(timesteps=4000), Linear(timesteps=50)])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Cosine(),
+        Cosine(timesteps=1),
+        Linear(),
+        Linear(timesteps=4000),
+        Linear(timesteps=50),
+        Sigmoid(),
+        ShiftedCosine(resolution=256),
+        Regression(),
+    ],
+)
 def test_alpha_bars_fall_strictly_from_one_in_float64(schedule: Schedule) -> None:
     """The contract of every schedule."""
     alpha_bars = schedule.alpha_bars()
     assert alpha_bars.dtype == torch.float64
     assert alpha_bars[0] == 1
     assert bool((alpha_bars.diff() < 0).all())
-    assert float(alpha_bars[-1]) > 0
+    assert float(alpha_bars[-1]) >= 0
 
 
 @pytest.mark.parametrize("timesteps", [1, 2, 37, 1000, 4000])
@@ -112,3 +125,53 @@ def test_betas_that_leave_their_range_or_fall_are_refused(timesteps: int, start:
 def test_each_option_of_cosine_changes_the_chain(changed: Cosine) -> None:
     """No option is without effect."""
     assert changed.alpha_bars().tolist() != Cosine(timesteps=50).alpha_bars().tolist()
+
+
+def test_sigmoid_is_the_published_function_of_time() -> None:
+    """(sigmoid(end / tau) - sigmoid((t (end - start) + start) / tau)) over its range, t = 0..1 (arXiv:2301.10972, Algorithm 1)."""
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    found = Sigmoid(timesteps=50, start=-2.0, end=4.0, tau=1.5).alpha_bars()
+    first, last = sigmoid(-2 / 1.5), sigmoid(4 / 1.5)
+    expected = [(last - sigmoid((t / 50 * 6 - 2) / 1.5)) / (last - first) for t in range(50)]
+    np.testing.assert_allclose(found[:-1].numpy(), expected, rtol=1e-12)
+    assert (float(found[0]), float(found[-1])) == (1.0, 1e-9)
+
+
+def test_shifted_cosine_is_cosine_moved_in_log_snr() -> None:
+    """At the noise resolution it is cos^2(pi t / 2); at four times it, log-SNR is lower by 2 log 4 everywhere (arXiv:2301.11093)."""
+    plain = ShiftedCosine(timesteps=1000, resolution=64).alpha_bars()
+    angle = torch.linspace(0, 1, 1001, dtype=torch.float64) * math.pi / 2
+    torch.testing.assert_close(plain[1:-1], (torch.cos(angle) ** 2)[1:-1], rtol=0, atol=2e-3)
+    shifted = ShiftedCosine(timesteps=1000, resolution=256).alpha_bars()
+    logs = [torch.logit(bars[1:]) for bars in (plain, shifted)]
+    torch.testing.assert_close(logs[0] - logs[1], torch.full_like(logs[0], 2 * math.log(4)), rtol=1e-6, atol=0)
+
+
+def test_shifted_cosine_stays_within_its_log_snr() -> None:
+    """From max to min, before the shift; 0 is clean all the same."""
+    bars = ShiftedCosine(timesteps=100, resolution=64, min_log_snr=-10.0, max_log_snr=12.0).alpha_bars()
+    assert float(bars[0]) == 1
+    assert float(torch.logit(bars[-1])) == pytest.approx(-10)
+    assert float(torch.logit(bars[1])) < 12
+
+
+def test_a_regression_is_one_step_from_noise_to_image() -> None:
+    """Nothing of the image is left at t = 1."""
+    process = Regression().process()
+    assert (process.alpha_bars.tolist(), process.steps) == ([1.0, 0.0], 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Sigmoid(start=3.0, end=3.0), "start = 3 is not below end = 3"),
+        (lambda: ShiftedCosine(resolution=64, min_log_snr=5.0, max_log_snr=5.0), "min_log_snr = 5 is not below max_log_snr = 5"),
+    ],
+)
+def test_schedules_that_do_not_fall_are_refused(make: Callable[[], object], words: str) -> None:
+    """In words, with the numbers."""
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from cdmkit.builtin.augmentations import GaussianNoise
 from cdmkit.builtin.backends import Torch
+from cdmkit.builtin.densities import Uniform
 from cdmkit.builtin.losses import Simple
 from cdmkit.builtin.optimizers import Adam
 from cdmkit.builtin.samplers import Ancestral
 from cdmkit.builtin.schedules import Cosine
+from cdmkit.builtin.thresholds import Static
 from cdmkit.builtin.unet import UNet
 from cdmkit.cascade import Handover, Mode, Stage, Training
 from cdmkit.diffusion import Condition
@@ -28,9 +30,11 @@ def stage(name: str, after: str | None = None, **options: Any) -> Stage:
     defaults: dict[str, Any] = {
         "resolution": 4 if after is None else 8,
         "schedule": Cosine(timesteps=20),
+        "density": Uniform(),
         "loss": Simple(),
         "backbone": UNet(channels=4, multipliers=(1,), blocks=1, attention=(), heads=1),
         "sampler": Ancestral(steps=5),
+        "threshold": Static(),
         "augment": () if after is None else (GaussianNoise(),),
         "backend": Torch(),
         "train": Training(batch=2, steps=1, optimizer=Adam()),

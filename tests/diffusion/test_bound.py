@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,9 +11,24 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from cdmkit.builtin.schedules import Cosine
-from cdmkit.diffusion import Noised, Output, Parameterization, Prediction, Variance
-from cdmkit.diffusion.bound import discretized_gaussian_log_likelihood, normal_kl, vlb_term
-from cdmkit.diffusion.process import add_noise, at
+from cdmkit.diffusion import (
+    Condition,
+    Denoise,
+    Denoised,
+    Denoiser,
+    Noised,
+    Parameterization,
+    Prediction,
+    Process,
+    Units,
+    Variance,
+    discretized_gaussian_log_likelihood,
+    full_bound,
+    normal_kl,
+    prior_term,
+    vlb_term,
+)
+from cdmkit.draws import Stream
 
 PROCESS = Cosine(timesteps=30).process()
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
@@ -23,8 +39,18 @@ def noised(t: Tensor, dtype: torch.dtype = torch.float64) -> Noised:
     generator = torch.Generator().manual_seed(0)
     x0 = LEVELS[torch.randint(256, (len(t), 3, 4, 4), generator=generator)].to(dtype)
     epsilon = torch.randn(x0.shape, dtype=torch.float64, generator=generator).to(dtype)
-    alpha_bar = at(PROCESS.alpha_bars.to(dtype), t, x0)
-    return Noised(x0=x0, epsilon=epsilon, x_t=add_noise(x0, epsilon, alpha_bar), t=t, alpha_bar=alpha_bar)
+    return Noised.of(x0, epsilon, PROCESS.to("cpu", dtype).point(t))
+
+
+def meant(
+    batch: Noised,
+    said: Tensor,
+    ranged: Tensor | None = None,
+    prediction: Prediction = Prediction.EPSILON,
+    variance: Variance = Variance.FIXED_SMALL,
+) -> Denoised:
+    """What an output means for a noised batch."""
+    return Denoised(prediction.x0(said, batch.x_t, batch.point), ranged, variance, batch.point)
 
 
 def test_kl_is_that_of_torch_distributions() -> None:
@@ -81,7 +107,7 @@ def test_gradients_of_the_likelihood_are_finite_in_float32(mean: float) -> None:
 def test_the_true_mean_and_variance_cost_nothing() -> None:
     """With x_0 predicted exactly and the posterior's variance, every term with t > 1 is 0."""
     batch = noised(torch.tensor([2, 3, 15, 30]))
-    term = vlb_term(Output(batch.x0, None), batch, Parameterization(Prediction.X0, Variance.FIXED_SMALL), PROCESS)
+    term = vlb_term(meant(batch, batch.x0, prediction=Prediction.X0), batch)
     torch.testing.assert_close(term, torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
@@ -92,14 +118,13 @@ def test_a_term_is_the_divergence_of_two_gaussians_in_bits(prediction: Predictio
     batch = noised(t)
     said = torch.randn(batch.x0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) / 5
     ranged = torch.full_like(said, 0.4)
-    parameterization = Parameterization(prediction, Variance.LEARNED_RANGE)
-    found = vlb_term(Output(said, ranged), batch, parameterization, PROCESS)
+    found = vlb_term(meant(batch, said, ranged, prediction, Variance.LEARNED_RANGE), batch)
     ab = PROCESS.alpha_bars
     for row, k in enumerate(t.tolist()):
         beta = 1 - ab[k] / ab[k - 1]
         tilde = beta * (1 - ab[k - 1]) / (1 - ab[k])
         x_t = batch.x_t[row]
-        predicted = prediction.x0(said[row], x_t, ab[k])
+        predicted = prediction.x0(said[row : row + 1], x_t[None], PROCESS.point(torch.tensor([k])))[0]
         means = [
             (ab[k - 1].sqrt() * beta * x0 + (ab[k] / ab[k - 1]).sqrt() * (1 - ab[k - 1]) * x_t) / (1 - ab[k])
             for x0 in (batch.x0[row], predicted)
@@ -113,9 +138,8 @@ def test_the_first_term_is_the_likelihood_of_the_image_in_bits() -> None:
     """At t = 1 the decoder's: about 0 bits for a sharp and right prediction, more than 8 for one that is off."""
     batch = noised(torch.tensor([1, 1]))
     offset = torch.tensor([0.0, 0.2], dtype=torch.float64).view(2, 1, 1, 1)
-    parameterization = Parameterization(Prediction.X0)
-    found = vlb_term(Output(batch.x0 + offset, None), batch, parameterization, PROCESS)
-    log_variance = parameterization.log_variance(None, PROCESS, batch.t, batch.x0).expand_as(batch.x0)
+    found = vlb_term(meant(batch, batch.x0 + offset, prediction=Prediction.X0), batch)
+    log_variance = batch.point.posterior_log_variance.expand_as(batch.x0)
     expected = -discretized_gaussian_log_likelihood(batch.x0, batch.x0 + offset, log_variance).flatten(1).mean(1) / math.log(2)
     torch.testing.assert_close(found, expected)
     assert float(found[0]) < 8 < float(found[1])
@@ -128,7 +152,7 @@ def test_a_term_belongs_to_one_example() -> None:
     said = torch.zeros_like(batch.x0)
     changed = said.clone()
     changed[1] += 0.3
-    first, second = (vlb_term(Output(value, None), batch, Parameterization(), PROCESS) for value in (said, changed))
+    first, second = (vlb_term(meant(batch, value), batch) for value in (said, changed))
     assert (first != second).tolist() == [False, True, False]
 
 
@@ -138,6 +162,80 @@ def test_float32_terms_agree_with_float64_ones() -> None:
     terms = []
     for dtype in (torch.float32, torch.float64):
         batch = noised(t, dtype)
-        output = Output(batch.epsilon * 0.9, torch.zeros_like(batch.x0))
-        terms.append(vlb_term(output, batch, Parameterization(variance=Variance.LEARNED_RANGE), PROCESS.to("cpu", dtype)).double())
+        denoised = meant(batch, batch.epsilon * 0.9, torch.zeros_like(batch.x0), variance=Variance.LEARNED_RANGE)
+        terms.append(vlb_term(denoised, batch).double())
     torch.testing.assert_close(terms[0], terms[1], rtol=5e-4, atol=1e-5)
+
+
+def test_nats_are_bits_times_log_2() -> None:
+    """The same term in either unit."""
+    batch = noised(torch.tensor([1, 9]))
+    denoised = meant(batch, batch.epsilon * 0.9)
+    bits, nats = vlb_term(denoised, batch), vlb_term(denoised, batch, Units.NATS)
+    torch.testing.assert_close(nats, bits * math.log(2), rtol=1e-12, atol=0)
+    torch.testing.assert_close(prior_term(batch.x0, PROCESS, Units.NATS), prior_term(batch.x0, PROCESS) * math.log(2), rtol=1e-12, atol=0)
+
+
+def test_the_prior_term_is_the_divergence_of_the_last_point_from_noise() -> None:
+    """KL(N(sqrt(alpha_bar_T) x_0, 1 - alpha_bar_T) || N(0, 1)), against torch.distributions."""
+    x0, ab = noised(torch.tensor([1, 2, 3])).x0, PROCESS.alpha_bars[20]
+    chain = PROCESS.keep(range(1, 21))
+    end = Normal(ab.sqrt() * x0, (1 - ab).sqrt().expand_as(x0))
+    expected = kl_divergence(end, Normal(torch.zeros_like(x0), torch.ones_like(x0))).flatten(1).mean(1)
+    torch.testing.assert_close(prior_term(x0, chain, Units.NATS), expected, rtol=1e-9, atol=0)
+
+
+MEAN, DEVIATION = 0.1, 0.4
+
+
+def exact(process: Process) -> Denoise:
+    """E[x_0 | x_t] for pixels from N(MEAN, DEVIATION^2)."""
+
+    def network(x_t: Tensor, level: Tensor, _condition: Condition) -> Tensor:
+        ab = process.alpha_bars.to(x_t)[level.long()].view(-1, 1, 1, 1)
+        return MEAN + ab.sqrt() * DEVIATION**2 / (ab * DEVIATION**2 + 1 - ab) * (x_t - ab.sqrt() * MEAN)
+
+    return Denoiser(network, Parameterization(Prediction.X0), threshold=None).bind(Condition())
+
+
+def draws(indices: Tensor) -> Callable[[int], Tensor]:
+    """Noise for images by their number."""
+    return lambda k: Stream.of(0, "bound").normal(indices, (3, 4, 4), step=k, dtype=torch.float64)
+
+
+def test_the_terms_of_gaussian_data_have_their_closed_form() -> None:
+    """E KL at k is w_k^2 Var[x_0 | x_k] / (2 beta-tilde_k) + nothing of the variance, w_k the weight of x_0 in the posterior mean."""
+    x0 = MEAN + DEVIATION * Stream.of(1, "data").normal(torch.arange(400), (3, 4, 4), dtype=torch.float64)
+    found = full_bound(exact(PROCESS), x0, PROCESS, draws(torch.arange(400)), Units.NATS)
+    ab = PROCESS.alpha_bars
+    left = DEVIATION**2 * (1 - ab) / (ab * DEVIATION**2 + 1 - ab)  # Var[x_0 | x_k]
+    weight, tilde = PROCESS.column("posterior_mean_x0"), PROCESS.posterior_variances
+    expected = (weight**2 * left / (2 * tilde))[2:]
+    torch.testing.assert_close(found.terms.mean(0)[1:], expected, rtol=0.03, atol=0)
+    torch.testing.assert_close(found.x0_error.mean(0), left[1:], rtol=0.03, atol=0)
+    torch.testing.assert_close(found.epsilon_error.mean(0), (left * ab / (1 - ab))[1:], rtol=0.03, atol=0)
+
+
+def test_the_full_bound_is_the_sum_of_its_terms_image_by_image() -> None:
+    """In any order and any batch the same images have the same bound, and each term is `vlb_term`'s."""
+    x0 = noised(torch.ones(5, dtype=torch.int64)).x0
+    indices = torch.tensor([4, 2, 7, 1, 0])
+    whole = full_bound(exact(PROCESS), x0, PROCESS, draws(indices))
+    order = torch.tensor([3, 0, 4, 1, 2])
+    shuffled = full_bound(exact(PROCESS), x0[order], PROCESS, draws(indices[order]))
+    single = full_bound(exact(PROCESS), x0[1:2], PROCESS, draws(indices[1:2]))
+    torch.testing.assert_close(shuffled.total, whole.total[order], rtol=0, atol=1e-12)
+    torch.testing.assert_close(single.terms, whole.terms[1:2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(whole.total, whole.terms.sum(1) + whole.prior, rtol=0, atol=0)
+    k = 9
+    batch = Noised.of(x0, draws(indices)(k), PROCESS.point(torch.tensor([k])))
+    torch.testing.assert_close(whole.terms[:, k - 1], vlb_term(exact(PROCESS)(batch.x_t, batch.point), batch), rtol=0, atol=1e-12)
+
+
+def test_the_bound_of_a_respaced_chain_has_a_term_for_each_of_its_steps() -> None:
+    """And is not below that of the full chain, which leaves less to guess at each step."""
+    x0 = MEAN + DEVIATION * Stream.of(1, "data").normal(torch.arange(200), (3, 4, 4), dtype=torch.float64)
+    full = full_bound(exact(PROCESS), x0, PROCESS, draws(torch.arange(200)))
+    short = full_bound(exact(PROCESS), x0, PROCESS.respace(6), draws(torch.arange(200)))
+    assert short.terms.shape == (200, 6)
+    assert float(short.total.mean()) > float(full.total.mean())

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from cdmkit.builtin.schedules import Cosine, Linear
-from cdmkit.diffusion import Process, respaced_timesteps
-from cdmkit.diffusion.denoiser import drawn_alpha_bar
-from cdmkit.diffusion.process import add_noise, at
+from cdmkit.diffusion import Prediction, Process, add_noise, between, even_timesteps, posterior_mean
 
 PROCESSES = [Cosine(timesteps=40).process(), Linear(timesteps=100).process(), Cosine(timesteps=400).process().respace(17, 123)]
 
@@ -55,74 +53,57 @@ def test_the_posterior_is_that_of_bayes_rule(process: Process) -> None:
         alpha = ab[t] / ab[t - 1]
         precision = alpha / (1 - alpha) + 1 / (1 - ab[t - 1])
         mean = (np.sqrt(alpha) / (1 - alpha) * x_t.numpy() + np.sqrt(ab[t - 1]) / (1 - ab[t - 1]) * x0.numpy()) / precision
-        np.testing.assert_allclose(float(process.posterior_variance[t]), 1 / precision, rtol=1e-9)
-        np.testing.assert_allclose(process.posterior_mean(x0, x_t, torch.tensor([t])).numpy(), mean, rtol=1e-8, atol=1e-12)
+        found, variance, log_variance = process.posterior(x0, x_t, torch.tensor([t]))
+        np.testing.assert_allclose(float(variance), 1 / precision, rtol=1e-9)
+        np.testing.assert_allclose(float(log_variance), -np.log(precision), rtol=1e-9)
+        np.testing.assert_allclose(found.numpy(), mean, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_last_step_of_the_posterior_is_certain(process: Process) -> None:
     """At t = 1 it is x_0 itself, with no variance."""
     x0 = images(1)
-    torch.testing.assert_close(process.posterior_mean(x0, images(1, seed=1), torch.tensor([1])), x0, rtol=1e-12, atol=1e-12)
-    assert process.posterior_variance[1] == 0
+    torch.testing.assert_close(process.posterior(x0, images(1, seed=1), torch.tensor([1]))[0], x0, rtol=1e-12, atol=1e-12)
+    assert process.posterior_variances[1] == 0
 
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_posterior_log_variance_of_the_last_step_is_that_of_the_one_before(process: Process) -> None:
     """The log of 0 is replaced by its neighbour; every other entry is the log of the variance."""
-    assert process.posterior_log_variance[1] == process.posterior_log_variance[2]
-    torch.testing.assert_close(process.posterior_log_variance[2:].exp(), process.posterior_variance[2:], rtol=1e-12, atol=0)
-    torch.testing.assert_close(process.log_betas[1:].exp(), process.betas[1:], rtol=1e-12, atol=0)
+    logs = process.column("posterior_log_variance")
+    assert logs[1] == logs[2]
+    torch.testing.assert_close(logs[2:].exp(), process.posterior_variances[2:], rtol=1e-12, atol=0)
+    torch.testing.assert_close(process.column("log_beta")[1:].exp(), process.betas[1:], rtol=1e-12, atol=0)
 
 
 def test_a_chain_of_one_step_has_finite_tables() -> None:
     """K = 1: the posterior is x_0, and its log variance that of the only beta."""
     process = Cosine(timesteps=1000).process().respace(1)
     assert process.timesteps.tolist() == [0, 1000]
-    assert [float(process.posterior_mean_x0[1]), float(process.posterior_mean_xt[1])] == [1.0, 0.0]
-    assert float(process.posterior_log_variance[1]) == pytest.approx(float(process.log_betas[1]))
-    assert all(
-        bool(table.isfinite().all()) for table in (process.posterior_mean_x0, process.posterior_mean_xt, process.posterior_log_variance)
-    )
-
-
-def test_every_respacing_visits_each_end_with_the_number_of_calls_asked_for() -> None:
-    """For all small T and S: ascending, 0 and T among them, S network calls (pitfall: "leading" spacing never visits T)."""
-    for timesteps in range(1, 41):
-        for steps in range(1, timesteps + 1):
-            visited = respaced_timesteps(timesteps, steps)
-            assert visited == sorted(set(visited))
-            assert (visited[0], visited[-1], len(visited)) == (0, timesteps, steps + 1)
-
-
-def test_respacing_is_equal_spacing_of_1_to_t() -> None:
-    """K equally spaced reals in [1, T], rounded; all of T is the full chain."""
-    assert respaced_timesteps(4000, 5) == [0, 1, 1001, 2000, 3000, 4000]
-    assert respaced_timesteps(10, 4) == [0, 1, 4, 7, 10]
-    assert respaced_timesteps(10, 10) == list(range(11))
-    assert respaced_timesteps(10, 1) == [0, 10]
+    assert [float(process.column(f"posterior_mean_{of}")[1]) for of in ("x0", "xt")] == [1.0, 0.0]
+    assert float(process.column("posterior_log_variance")[1]) == pytest.approx(float(process.column("log_beta")[1]))
+    assert bool(process.table.isfinite().all())
 
 
 @pytest.mark.parametrize(("steps", "through", "expected"), [(1, 5, [0, 5, 10]), (4, 6, [0, 1, 4, 6, 7, 10]), (4, 4, [0, 1, 4, 7, 10])])
 def test_respacing_goes_through_a_wanted_timestep(steps: int, through: int, expected: list[int]) -> None:
     """So that a truncated chain can stop exactly there; one that is visited anyway adds nothing."""
-    assert respaced_timesteps(10, steps, through) == expected
+    assert Cosine(timesteps=10).process().respace(steps, through).timesteps.tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("steps", "through", "words"), [(0, 0, "cannot respace"), (11, 0, "1 to 10"), (5, 11, "0 to 10"), (5, -1, "cannot stop")]
-)
-def test_an_impossible_respacing_is_refused(steps: int, through: int, words: str) -> None:
-    """More steps than timesteps, or a stop that does not exist."""
-    with pytest.raises(ValueError, match=words):
-        respaced_timesteps(10, steps, through)
+def test_any_timesteps_of_a_chain_can_be_kept() -> None:
+    """0 always is; the order does not matter; respaced chains can be thinned further."""
+    chain = Cosine(timesteps=10).process().keep([7, 3, 9])
+    assert chain.timesteps.tolist() == [0, 3, 7, 9]
+    assert chain.keep([9]).timesteps.tolist() == [0, 9]
+    assert (chain.total, chain.index_of(7), chain.index_of(8)) == (10, 2, 3)
 
 
 def test_a_respaced_chain_recomputes_its_betas() -> None:
     """1 - alpha_bar / alpha_bar of the point before it that is kept (Improved DDPM eq. 19), not the full chain's betas."""
     full = Cosine(timesteps=1000).process()
     chain = full.respace(10)
-    kept = full.alpha_bars.numpy()[respaced_timesteps(1000, 10)]
+    kept = full.alpha_bars.numpy()[[0, *even_timesteps(1000, 10)]]
     np.testing.assert_allclose(chain.alpha_bars.numpy(), kept, rtol=0)
     np.testing.assert_allclose(chain.betas.numpy()[1:], 1 - kept[1:] / kept[:-1], rtol=1e-12)
     assert float(chain.betas[5]) > 20 * float(full.betas[chain.timesteps[5]])
@@ -137,8 +118,8 @@ def test_tables_are_made_in_float64_and_rounded_once() -> None:
     """`to` casts what float64 gave, and leaves timesteps whole."""
     process = Cosine(timesteps=50).process()
     single = process.to("cpu", torch.float32)
-    assert process.posterior_mean_x0.dtype == torch.float64
-    assert torch.equal(single.posterior_mean_x0, process.posterior_mean_x0.float())
+    assert process.table.dtype == torch.float64
+    assert torch.equal(single.table, process.table.float())
     assert single.timesteps.dtype == torch.int64
     assert single.noise(images(1).float(), images(1).float(), torch.tensor([3])).dtype == torch.float32
 
@@ -154,21 +135,55 @@ def test_alpha_bars_that_are_no_chain_are_refused(alpha_bars: list[float]) -> No
         Process.of(torch.tensor(alpha_bars))
 
 
-def test_a_table_is_read_per_example_and_broadcast() -> None:
-    """`at` gives [B, 1, 1, 1]; `add_noise` is DDPM eq. 4."""
-    table = torch.tensor([1.0, 0.64, 0.36], dtype=torch.float64)
-    ab = at(table, torch.tensor([2, 1]), images(2))
-    assert ab.shape == (2, 1, 1, 1)
+def test_points_are_read_per_example_and_broadcast() -> None:
+    """[B, 1, 1, 1]; `add_noise` is DDPM eq. 4."""
+    point = Process.of(torch.tensor([1.0, 0.64, 0.36], dtype=torch.float64)).point(torch.tensor([2, 1]))
+    assert {number.shape for number in point[2:]} == {(2, 1, 1, 1)}
     x, epsilon = images(2), images(2, seed=1)
     expected = torch.stack((0.6 * x[0] + 0.8 * epsilon[0], 0.8 * x[1] + 0.6 * epsilon[1]))
-    torch.testing.assert_close(add_noise(x, epsilon, ab), expected)
+    torch.testing.assert_close(add_noise(x, epsilon, point), expected)
+    torch.testing.assert_close(point.log_snr.flatten(), torch.tensor([0.36 / 0.64, 0.64 / 0.36], dtype=torch.float64).log())
+
+
+def test_the_noise_of_the_first_timesteps_is_exact_in_float32() -> None:
+    """sqrt(1 - alpha_bar) is made in float64: with alpha_bar rounded first it would be off by percents (betas from 1e-6)."""
+    process = Linear(timesteps=2000, beta_start=1e-6, beta_end=1e-2).process()
+    noise = process.to("cpu").point(torch.tensor([1])).noise
+    assert float(noise) == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_walking_backwards_tells_the_host_where_it_is() -> None:
+    """Indices from K down to the one after the stop, each with sigma = noise / signal as a number, in the images' dtype."""
+    chain = Cosine(timesteps=100).process().respace(5, 40)
+    walked = list(chain.backwards(images(1).float(), 40))
+    assert [k for k, _ in walked] == [6, 5, 4]
+    for k, point in walked:
+        ab = float(chain.alpha_bars[k])
+        assert point.sigma == pytest.approx(np.sqrt((1 - ab) / ab))
+        assert (float(point.k), float(point.timestep), point.noise.dtype) == (k, float(chain.timesteps[k]), torch.float32)
+    assert np.isnan(chain.point(torch.tensor([1, 2])).sigma)
 
 
 def test_a_drawn_alpha_bar_lies_between_its_neighbours_evenly() -> None:
-    """Uniform 0 gives that of t, towards 1 that of t - 1, one half the middle."""
+    """Uniform 0 gives that of t, towards 1 that of t - 1, one half the middle; signal and noise are its roots."""
     process = Linear(timesteps=50).process()
     ab = process.alpha_bars
     t = torch.tensor([1, 20, 50, 7])
-    drawn = drawn_alpha_bar(process, t, torch.tensor([0.0, 0.5, 0.25, 0.999999]))
+    point = between(process, t, torch.tensor([0.0, 0.5, 0.25, 0.999999]))
     expected = [float(ab[1]), float(ab[19] + ab[20]) / 2, float(0.25 * ab[49] + 0.75 * ab[50]), float(ab[6])]
-    np.testing.assert_allclose(drawn.numpy(), expected, rtol=1e-7)
+    np.testing.assert_allclose(point.alpha_bar.flatten().numpy(), expected, rtol=1e-7)
+    torch.testing.assert_close(point.signal.square(), point.alpha_bar, rtol=1e-12, atol=0)
+    torch.testing.assert_close(point.noise.square(), 1 - point.alpha_bar, rtol=1e-9, atol=0)
+    assert torch.equal(point.timestep.flatten(), t.double())
+
+
+def test_what_formulas_are_given_is_not_written_to() -> None:
+    """x_0, x_t and epsilon can be used again."""
+    point = PROCESSES[0].point(torch.tensor([3, 9]))
+    x0, other = images(2), images(2, seed=1)
+    before = x0.clone(), other.clone()
+    posterior_mean(x0, other, point)
+    for prediction in Prediction:
+        for made in (prediction.x0, prediction.epsilon, prediction.target):
+            made(x0, other, point)
+    assert (torch.equal(x0, before[0]), torch.equal(other, before[1])) == (True, True)

@@ -54,7 +54,7 @@ class Distance(Loss):
     norm: Norm = option(Norm.SQUARED, help="how errors count")
     weights: tuple[float, ...] = option((), help="factors", ge=0)
 
-    def __call__(self, output: Output, noised: Noised, parameterization: Parameterization, process: Process) -> Tensor:
+    def __call__(self, output: Output, noised: Noised, parameterization: Parameterization) -> Tensor:
         """Distance from x_0."""
         return (output.value - noised.x0).flatten(1).square().mean(1)
 

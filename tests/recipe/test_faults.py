@@ -72,11 +72,11 @@ def test_all_faults_of_a_file_are_reported_at_once_in_its_order(faulty: Faulty) 
         ("after = []", "14:1: stage.base.after: must be a string, not a list"),
         ('augment = "noise"', '14:1: stage.base.augment: must be a list, not the string "noise"'),
         ("augment = { a = 1 }", "14:1: stage.base.augment: must be a list, not a table"),
-        ("clip = 1", "14:1: stage.base.clip: must be true or false, not 1"),
+        ("labels = 1", "14:1: stage.base.labels: must be true or false, not 1"),
         ("sampler.type = 4", "14:9: stage.base.sampler.type: must be a string, not 4"),
         ('name = "x"', "14:1: stage.base.name: unknown key: a stage is named by its table"),
         ("train.batch = 9\ntrain.accumulate = 2", "14:1: stage.base.train: batch = 9 cannot be split into accumulate = 2 equal parts"),
-        ("condition.s = 3", "12:8: stage.base: condition: for stages with a parent: set `after`, or remove it"),
+        ("condition.s = 3", "12:8: stage.base: condition: for stages that enlarge images: set `after` or `low_res`, or remove it"),
         ("[sample]\ncount = 0", "15:1: sample.count: 0 is out of range: it must be >= 1"),
         ("[[defaults.extra]]", None),
     ],
@@ -286,7 +286,7 @@ def test_a_component_nobody_offers_is_a_matter_of_what_is_installed(faulty: Faul
     text = TWO.replace('"line"', '"perfect"')
     assert faulty(text, code=4) == [
         'r.toml:6:14: defaults.stage.schedule.type: no installed plugin offers schedule "perfect": '
-        "install the one that does, or choose one of: cosine, curve, line, linear"
+        "install the one that does, or choose one of: cosine, curve, line, linear, regression, shifted-cosine, sigmoid"
     ]
     assert len(faulty(f"{text}x = 1\n", code=3)) == 2
 

@@ -152,9 +152,9 @@ def test_overrides_are_laid_on_the_file_in_their_order(reading: Read) -> None:
 
 def test_faults_of_overrides_name_the_option(faulty: Faulty) -> None:
     """A wrong value, an unknown key, and a table that an override breaks."""
-    lines = faulty(TWO, "stage.fine.train.steps=0", "stage.fine.trian.batch=2", "stage.fine.augment=[]")
+    lines = faulty(TWO, "stage.fine.train.batch=0", "stage.fine.trian.batch=2", "stage.fine.augment=[]")
     assert lines == [
-        "--set stage.fine.train.steps: stage.fine.train.steps: 0 is out of range: it must be >= 1",
+        "--set stage.fine.train.batch: stage.fine.train.batch: 0 is out of range: it must be >= 1",
         '--set stage.fine.trian.batch: stage.fine.trian: unknown key; did you mean "train"?',
     ]
     (line,) = faulty(TWO, "stage.fine.augment=[]")

@@ -65,7 +65,7 @@ def test_written_recipes_are_valid(schema: dict[str, Any], reading: Read) -> Non
         ("schema = 1\n", ""),
         ('name = "two"', "name = 2"),
         ("steps = 100", "steps = 1.5"),
-        ("steps = 100", "steps = 0"),
+        ("steps = 100", "steps = -1"),
         ("steps = 100", "step = 100"),
         ('backbone = { type = "tiny" }\n', ""),
         ("steps = 100", 'steps = "${env:STEPS}"'),

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from cdmkit.builtin.augmentations import GaussianNoise
 from cdmkit.builtin.backends import Device, Precision, Torch
+from cdmkit.builtin.densities import Uniform
 from cdmkit.builtin.losses import Simple
 from cdmkit.builtin.optimizers import Adam
 from cdmkit.builtin.samplers import Ddim
 from cdmkit.builtin.schedules import Cosine
+from cdmkit.builtin.thresholds import Static
 from cdmkit.cascade import Stage, Training
 from cdmkit.component import component, option
 from cdmkit.data.resize import Resize
@@ -112,9 +114,11 @@ def make_stage(train: dict[str, Any] | None = None, **changes: Any) -> Stage:
         "name": "base",
         "resolution": 8,
         "schedule": Cosine(timesteps=100),
+        "density": Uniform(),
         "loss": Simple(),
         "backbone": Tiny(),
         "sampler": Ddim(steps=4),
+        "threshold": Static(),
         "backend": Torch(device=Device.CPU, precision=Precision.FP32),
         "train": Training(**{"batch": 4, "steps": 6, "optimizer": Adam(lr=1e-2), "ema": 0.9, "checkpoint_every": 3, **(train or {})}),
     }

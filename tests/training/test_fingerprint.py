@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cdmkit.training import fingerprint, is_done, mark_done
+from cdmkit.training import fingerprint, is_done, lasting, mark_done
 
 STAGE: dict[str, Any] = {
     "after": "base",
@@ -17,7 +17,8 @@ STAGE: dict[str, Any] = {
     "backbone": {"type": "unet", "channels": 64},
     "sampler": {"type": "ddim", "steps": 50},
     "condition": {"mode": "truncated", "s": 100},
-    "clip": True,
+    "threshold": {"type": "static"},
+    "augment": [{"type": "gaussian-noise"}],
     "backend": {"type": "torch", "device": "auto"},
     "train": {"batch": 64, "steps": 1000, "optimizer": {"type": "adam", "lr": 1e-4}, "ema": 0.999, "accumulate": 1, "keep": 1},
 }
@@ -48,6 +49,8 @@ SAME = fingerprint("sr", STAGE, PARENT, DATA, 0)
         ("train.batch", 65),
         ("train.optimizer.lr", 2e-4),
         ("train.ema", 0.99),
+        ("density", {"type": "log-normal"}),
+        ("weights", "other.safetensors"),
     ],
 )
 def test_what_determines_the_weights_changes_it(path: str, value: object) -> None:
@@ -60,7 +63,8 @@ def test_what_determines_the_weights_changes_it(path: str, value: object) -> Non
     [
         ("sampler.steps", 10),
         ("condition.s", 0),
-        ("clip", False),
+        ("threshold", {"type": "none"}),
+        ("guidance", {"type": "classifier-free", "scale": 2.0}),
         ("backend.device", "cpu"),
         ("train.steps", 5),
         ("train.keep", 5),
@@ -96,3 +100,15 @@ def test_done_stage_is_known_again(tmp_path: Path) -> None:
     assert not is_done(tmp_path, "another", 100)
     (tmp_path / "done").write_text('{"fingerpr')
     assert not is_done(tmp_path, SAME, 100)
+
+
+def test_weights_mean_the_same_whether_images_are_a_parents_or_real() -> None:
+    """A super-resolution model trained by itself can stand after a stage of that resolution; with augmentation, of that schedule too."""
+    own = {**STAGE, "schedule": PARENT["schedule"]}
+    alone = {key: value for key, value in own.items() if key != "after"} | {"low_res": 32}
+    assert lasting(alone, None) == lasting(own, PARENT)
+    other = {**PARENT, "schedule": {"type": "linear"}}
+    assert lasting(alone, None) != lasting(own, other)
+    plain, plain_alone = ({**table, "augment": []} for table in (own, alone))
+    assert lasting(plain_alone, None) == lasting(plain, other)
+    assert lasting({**plain_alone, "low_res": 16}, None) != lasting(plain, PARENT)

@@ -31,7 +31,10 @@ class Momentum(Optimizer):
 def make_learner(stage: Stage, seed: int = 0) -> tuple[Learner, Objective]:
     session = stage.backend.start()
     learner = Learner(stage, classes=CLASSES, seed=seed, session=session)
-    return learner, Objective.of(stage, None, learner.network, classes=CLASSES, downsample=Resize.AREA, seed=seed, session=session)
+    objective = Objective.of(
+        stage, None, learner.network, learner.timesteps, classes=CLASSES, downsample=Resize.AREA, seed=seed, session=session
+    )
+    return learner, objective
 
 
 def parts(stage: Stage) -> Iterator[Batch]:

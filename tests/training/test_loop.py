@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cdmkit.component import component
-from cdmkit.diffusion import Condition, Noised, Output, Parameterization, Process
+from cdmkit.diffusion import Condition, Noised, Output, Parameterization
 from cdmkit.errors import CheckpointError, NumericsError, SetupError, Stopped
 from cdmkit.events import CheckpointSaved, Event, Progress, StageStarted, Warned
 from cdmkit.kinds import Backbone, Loss, NetworkSpec
@@ -211,7 +211,7 @@ def test_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 class Greedy(Loss):
     """Wants more memory than there is."""
 
-    def __call__(self, output: Output, noised: Noised, parameterization: Parameterization, process: Process) -> Tensor:
+    def __call__(self, output: Output, noised: Noised, parameterization: Parameterization) -> Tensor:
         return torch.empty(10**15)
 
 
@@ -225,7 +225,7 @@ def test_lack_of_memory_is_explained(tmp_path: Path) -> None:
 class Forgetful(Loss):
     """Breaks as defects do."""
 
-    def __call__(self, output: Output, noised: Noised, parameterization: Parameterization, process: Process) -> Tensor:
+    def __call__(self, output: Output, noised: Noised, parameterization: Parameterization) -> Tensor:
         raise RuntimeError("a defect")
 
 

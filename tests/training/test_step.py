@@ -37,7 +37,8 @@ def heard(stage: Stage, batch: Batch, parent: Stage | None = None) -> tuple[Tens
     """The losses of a batch and what the network was told."""
     ear = Ear(6 if stage.variance.learned else 3)
     session = stage.backend.start()
-    objective = Objective.of(stage, parent, ear, classes=CLASSES, downsample=Resize.AREA, seed=0, session=session)
+    timesteps = stage.density.start(stage.process())
+    objective = Objective.of(stage, parent, ear, timesteps, classes=CLASSES, downsample=Resize.AREA, seed=0, session=session)
     return objective(batch), ear
 
 
@@ -158,7 +159,8 @@ def test_no_label_is_told_where_there_is_none(labels: bool, classes: int) -> Non
     """The network is told no label where the stage wants none or the data has none."""
     stage = make_stage(labels=labels)
     ear = Ear()
-    Objective.of(stage, None, ear, classes=classes, downsample=Resize.AREA, seed=0, session=stage.backend.start())(BATCH)
+    session, timesteps = stage.backend.start(), stage.density.start(stage.process())
+    Objective.of(stage, None, ear, timesteps, classes=classes, downsample=Resize.AREA, seed=0, session=session)(BATCH)
     assert ear.condition.label is None
     _, told = heard(make_stage(), BATCH)
     assert told.condition.label is not None
@@ -169,7 +171,8 @@ def test_losses_are_float32_under_bf16() -> None:
     """A network in bf16 has its loss computed in float32."""
     stage = make_stage(backend=Torch(device=Device.CPU, precision=Precision.BF16), variance=Variance.LEARNED_RANGE, loss=Simple())
     network = stage.backbone.build(stage.network_spec(CLASSES))
-    objective = Objective.of(stage, None, network, classes=CLASSES, downsample=Resize.AREA, seed=0, session=stage.backend.start())
+    session, timesteps = stage.backend.start(), stage.density.start(stage.process())
+    objective = Objective.of(stage, None, network, timesteps, classes=CLASSES, downsample=Resize.AREA, seed=0, session=session)
     losses = objective(BATCH)
     assert losses.dtype == torch.float32
     assert bool(losses.isfinite().all())
