@@ -35,6 +35,7 @@ def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Pl
     card = look_at_data(recipe) if needs_data(recipe) else None
     for stage in recipe.cascade:
         stage.backend.start()
+        check_weights(stage, recipe.cascade.parent(stage), plugins)
     with place.opened(recipe, card, recipe_file, plugins) as run, observed(run, plugins) as emit, training.stop_on_signals() as stop:
         emit(RunStarted(path=run.path, name=recipe.name, stages=tuple(recipe.stage)))
         for stage in recipe.cascade:
@@ -182,8 +183,6 @@ def observed(run: Run, plugins: Plugins) -> Iterator[Emit]:
 def train_stage(stage: Stage, recipe: Recipe, card: DataCard | None, run: Run, emit: Emit, stop: training.StopRequest) -> None:
     """Train one stage, unless it is trained already and nothing that matters to it has changed, or it is sampled as it came."""
     parent = recipe.cascade.parent(stage)
-    if stage.weights is not None:
-        check_trained_as_is(stage, parent, Path(stage.weights))
     if card is None or not stage.train.steps:
         emit(StageFinished(stage=stage.name, step=0, skipped=True))
         return
@@ -280,6 +279,13 @@ def sample_stage(
     )
     renderer = job.renderer(run.path / "stages", classes, Progress(emit, stop))
     return job.run(renderer, folder or run.new_samples(), emit)
+
+
+def check_weights(stage: Stage, parent: Stage | None, plugins: Plugins) -> None:
+    """Raise CheckpointError where a file of weights that a stage names is not there or not of such a stage."""
+    if stage.weights is not None:
+        check_trained_as_is(stage, parent, Path(stage.weights))
+    guiding(stage, plugins)
 
 
 def guiding(stage: Stage, plugins: Plugins) -> Stage | None:

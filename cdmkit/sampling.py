@@ -86,7 +86,11 @@ class Job:
             for name, images in made.items():
                 shown[name].append(images[: max(0, SHOWN - int(indices[0]))])
             for index, label, image in zip(indices.tolist(), labels.tolist(), made[self.lineage[-1].name], strict=True):
-                info = {"index": index, "seed": self.seed, "s": {stage.name: stage.condition.s for stage in self.lineage[1:]}}
+                info = {
+                    "index": index,
+                    "seed": self.seed,
+                    "s": {stage.name: stage.condition.s for stage in self.lineage if stage.enlarging},
+                }
                 yield Sample(image, label if self.labels else None, info)
 
     def _told(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

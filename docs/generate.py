@@ -13,6 +13,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -39,12 +40,8 @@ _NOTE = "<!-- Written by `python docs/generate.py` from the code. Change the doc
 
 HANDED = (
     draws.Draw,
-    diffusion.Process,
-    diffusion.Noised,
-    diffusion.Output,
-    diffusion.Parameterization,
-    diffusion.denoiser.Denoised,
-    diffusion.Condition,
+    kinds.Visit,
+    kinds.Timesteps,
     kinds.Augmented,
     kinds.NetworkSpec,
     kinds.Batch,
@@ -52,7 +49,7 @@ HANDED = (
     kinds.Batches,
     kinds.Session,
 )
-"""What components are given and give back, in the order of the kinds that need it."""
+"""What components are given and give back beside what `cdmkit.diffusion` has, in the order of the kinds that need it."""
 
 
 # What the code says of itself
@@ -219,10 +216,69 @@ def components() -> Lines:
             yield f'\n### {name} {component.type_name}\n\n{docs(component)}\n\n`type = "{component.type_name}"`, offered by cdmkit.'
             yield from option_table(component)
     yield "## What components are given and give back\n"
+    yield "`Process`, `Point`, `Noised`, `Output`, `Denoised` and the like are told of on [the algebra's page](algebra.md)."
     for cls in HANDED:
         yield f"\n### {cls.__name__}\n\n`{cls.__module__}.{cls.__name__}`. {docs(cls)}\n"
         yield from attributes(cls)
         yield from methods(cls)
+
+
+def algebra() -> Lines:
+    """Every public name of `cdmkit.diffusion`."""
+    yield "# The algebra\n\n" + _NOTE + "\n"
+    yield docs(diffusion) + "\n"
+    yield ALGEBRA
+    public = {name: getattr(diffusion, name) for name in diffusion.__all__}
+    rows = ((f"[`{name}`](#{name.lower()})", meaning(name, of).partition("\n")[0]) for name, of in public.items())
+    yield from table(("name", "what it is"), rows)
+    for name, of in public.items():
+        yield f"\n## {name}\n"
+        if inspect.isfunction(of):
+            yield f"`{name}{inspect.signature(of)}`\n".replace("'", "")
+        yield meaning(name, of) + "\n"
+        if inspect.isclass(of) and issubclass(of, Enum):
+            yield from (f'- `{member.name}`, in recipes `"{member.value}"`: {notes(of)[member.name]}'.removesuffix(": ") for member in of)
+        elif inspect.isclass(of):
+            yield from attributes(of)
+        if inspect.isclass(of):
+            yield from methods(of)
+
+
+def meaning(name: str, of: Any) -> str:
+    """What a public name says of itself; a type's alias says it in the string below it."""
+    if inspect.isclass(of) or inspect.isfunction(of):
+        return docs(of)
+    tree = ast.parse(inspect.getsource(diffusion.denoiser))
+    below = {ast.unparse(a.targets[0]): b for a, b in pairwise(tree.body) if isinstance(a, ast.Assign)}
+    said = below[name]
+    assert isinstance(said, ast.Expr)  # noqa: S101  (for the type checker)
+    return f"A callable. {' '.join(ast.literal_eval(said.value).split())}"
+
+
+ALGEBRA = """\
+It needs no recipe and no training. Here a network that knows nothing is sampled in float64, with noise of one's own:
+
+```python
+import torch
+
+from cdmkit.builtin.samplers import Ddim
+from cdmkit.builtin.schedules import Cosine
+from cdmkit.diffusion import Condition, Denoiser, Parameterization, Prediction
+
+noise = torch.randn(51, 4, 3, 32, 32, dtype=torch.float64)
+
+
+def network(x_t, level, condition):  # told the original timestep, 1 to T
+    return torch.zeros_like(x_t)
+
+
+denoise = Denoiser(network, Parameterization(Prediction.EPSILON)).bind(Condition())
+process = Cosine(timesteps=1000).process()
+images = Ddim(steps=50, eta=0.5)(denoise, noise[0], process, lambda k: noise[k], stop_at=0)
+```
+
+What is chosen where published codes differ: [where codes differ](../explanation/where-codes-differ.md).
+"""
 
 
 def anchor(component: type[Component]) -> str:
@@ -375,6 +431,7 @@ def row(code: int, name: str, text: str) -> tuple[str, str, str]:
 
 PAGES: dict[str, Callable[[], Lines]] = {
     "components.md": components,
+    "algebra.md": algebra,
     "recipe.md": recipe,
     "commands.md": commands,
     "hooks.md": hooks,

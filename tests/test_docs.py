@@ -19,9 +19,10 @@ import attrs
 import click
 import pytest
 import tomli
+import torch
 from PIL import Image
 
-from cdmkit import errors, events, hookspecs
+from cdmkit import diffusion, errors, events, hookspecs
 from cdmkit.cascade import Handover, Stage, Training
 from cdmkit.cli import COMMANDS, main
 from cdmkit.component import option_of
@@ -100,6 +101,12 @@ def test_every_command_and_option_is_documented() -> None:
         told = section(reference("commands.md"), f"cdmkit {name}")
         given = [text for parameter in command.params if isinstance(parameter, click.Option) for text in parameter.opts]
         assert [text for text in given if f"| `{text}" not in told] == []
+
+
+def test_every_name_of_the_algebra_is_documented() -> None:
+    """A heading for each public name of `cdmkit.diffusion`."""
+    text = reference("algebra.md")
+    assert all(section(text, name) for name in diffusion.__all__)
 
 
 def test_every_hook_and_event_is_documented() -> None:
@@ -284,6 +291,15 @@ def test_the_observer_on_the_page_of_hooks_is_a_plugin(capsys: pytest.CaptureFix
     event = events.Progress(stage="base", step=1, steps=2, images=3, loss=0.5, grad_norm=1.0, lr=0.1, images_per_second=4.0, eta=5.0)
     plugins.manager.hook.cdmkit_progress(event=event)
     assert capsys.readouterr().out == "base 1 0.5\n"
+
+
+def test_the_example_of_the_algebra_runs() -> None:
+    """A sampler with noise of one's own, in float64."""
+    scope: dict[str, Any] = {}
+    exec(next(blocks(DOCS / "reference" / "algebra.md", "python")).text, scope)  # noqa: S102  (our own page)
+    images = scope["images"]
+    assert (images.shape, images.dtype) == ((4, 3, 32, 32), torch.float64)
+    assert bool(images.isfinite().all())
 
 
 def test_the_script_that_makes_shards_works(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

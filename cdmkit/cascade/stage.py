@@ -127,7 +127,7 @@ class Stage:
             raise ValueError('condition.mode = "truncated" is for stages with a parent, whose chain can stop at s')
         defaults = {"upsample": Resize.BILINEAR, "augment": (), "condition": Handover()}
         idle = [name for name, default in defaults.items() if getattr(self, name) != default]
-        if self.after is None and self.low_res is None and idle:
+        if idle and not self.enlarging:
             raise ValueError(f"{' and '.join(idle)}: for stages that enlarge images: set `after` or `low_res`, or remove it")
         if self.condition.s and not any(a.noises for a in self.augment):
             raise ValueError(f"condition.s = {self.condition.s} needs an augmentation that noises, such as gaussian-noise")
@@ -143,6 +143,11 @@ class Stage:
         """The meaning of the network's output."""
         return Parameterization(self.prediction, self.variance, self.noise_input)
 
+    @property
+    def enlarging(self) -> bool:
+        """Whether it enlarges images, of a parent or real ones."""
+        return self.after is not None or self.low_res is not None
+
     def network_spec(self, classes: int) -> NetworkSpec:
         """The network this stage needs on data with `classes` labels."""
         return NetworkSpec(
@@ -150,7 +155,7 @@ class Stage:
             out_channels=6 if self.variance.learned else 3,
             classes=classes if self.labels else 0,
             unlabeled=classes > 0 and self.label_dropout > 0,
-            low_res=self.after is not None or self.low_res is not None,
+            low_res=self.enlarging,
             levels=sum(a.tells_level for a in self.augment),
         )
 

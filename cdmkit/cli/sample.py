@@ -64,7 +64,8 @@ def sample(
         recipe = read(file, plugins, overrides)
         stage = _stage(recipe, stage_name)
         lineage = [each.name for each in recipe.cascade.lineage(stage)]
-        more = [*_values("s", s, lineage[-1:], lineage[1:], "condition.s"), *_values("steps", steps, lineage, lineage, "sampler.steps")]
+        enlarging = [name for name in lineage if recipe.stage[name].enlarging]
+        more = [*_values("s", s, lineage[-1:], enlarging, "condition.s"), *_values("steps", steps, lineage, lineage, "sampler.steps")]
         if more:
             recipe = read(file, plugins, [*overrides, *more])
         emit = pipeline.teller(plugins)

@@ -10,7 +10,7 @@ import click
 from cdmkit.cli.options import loaded_plugins, overrides_option
 
 if TYPE_CHECKING:
-    from cdmkit.cascade import Cascade, Stage
+    from cdmkit.cascade import Cascade, LowRes, Stage
 
 
 @click.command()
@@ -33,12 +33,15 @@ def mermaid(cascade: Cascade) -> Iterator[str]:
         yield f'    {numbers[stage.name]}["{stage.name}<br/>{stage.resolution} x {stage.resolution}"]'
     for stage in cascade:
         parent = cascade.parent(stage)
-        if parent is not None:
-            yield f'    {numbers[parent.name]} -->|"{_between(parent, stage)}"| {numbers[stage.name]}'
+        enlarges = stage.enlarges(parent)
+        if enlarges is None:
+            continue
+        low_res = f'{numbers[stage.name]}r("real images<br/>{enlarges.resolution} x {enlarges.resolution}")'
+        yield f'    {numbers[parent.name] if parent else low_res} -->|"{_between(enlarges, stage)}"| {numbers[stage.name]}'
 
 
-def _between(parent: Stage, stage: Stage) -> str:
-    parts = [f"x{stage.resolution // parent.resolution} {stage.upsample.value}"]
+def _between(enlarges: LowRes, stage: Stage) -> str:
+    parts = [f"x{stage.resolution // enlarges.resolution} {stage.upsample.value}"]
     parts += [augmentation.type_name for augmentation in stage.augment]
     parts += [f"{stage.condition.mode.value}, s = {stage.condition.s}"]
     return "<br/>".join(parts)

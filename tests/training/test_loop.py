@@ -10,12 +10,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 
+from cdmkit.builtin.densities import LossAware
+from cdmkit.builtin.schedules import Cosine
 from cdmkit.component import component
 from cdmkit.diffusion import Condition, Noised, Output, Parameterization
 from cdmkit.errors import CheckpointError, NumericsError, SetupError, Stopped
@@ -290,3 +293,16 @@ def test_speed_is_that_of_training_alone(tmp_path: Path) -> None:
     run(stage, tmp_path, emit=events.append, sample=lambda network, step: time.sleep(0.5))
     slowest = min(event.images_per_second for event in events if isinstance(event, Progress))
     assert slowest > 2 * stage.train.batch
+
+
+def test_what_a_density_learned_is_resumed(tmp_path: Path) -> None:
+    """Importance sampling stopped half-way and gone on with ends with the bits of one that was not disturbed."""
+    options: dict[str, Any] = {"density": LossAware(history=1), "schedule": Cosine(timesteps=4)}
+    whole, _ = run(make_stage({"steps": 12}, **options), tmp_path / "whole")
+    run(make_stage({"steps": 6}, **options), tmp_path / "halved")
+    halved, _ = run(make_stage({"steps": 12}, **options), tmp_path / "halved")
+    assert "density.safetensors" in contents(whole)
+    assert contents(halved) == contents(whole)
+    plain, _ = run(make_stage({"steps": 12}, schedule=Cosine(timesteps=4)), tmp_path / "plain")
+    assert contents(plain)["ema.safetensors"] != contents(whole)["ema.safetensors"]
+    assert "density.safetensors" not in contents(plain)
