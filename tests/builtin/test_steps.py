@@ -30,11 +30,11 @@ WAITS = {"aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.is_nonze
 """Operations whose result the host must wait for."""
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Keeps the names of all operations and the numbers that their fresh results hold, step by step."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[list[str]] = [[]]
         self.numbers: list[int] = [0]
 
@@ -75,7 +75,8 @@ def watched(sampler: Sampler, timesteps: int, variance: Variance, threshold: Any
         watch.next()
         return denoise(x_t, point)
 
-    with Watch() as watch:
+    watch = Watch()
+    with watch:
         sampler(counted, noise, Linear(timesteps=timesteps).process(), lambda _k: noise)
     return watch
 
