@@ -283,6 +283,12 @@ def sample_stage(
 
 def check_weights(stage: Stage, parent: Stage | None, plugins: Plugins) -> None:
     """Raise CheckpointError where a file of weights that a stage names is not there or not of such a stage."""
+    for path in filter(None, (stage.weights, stage.guidance and stage.guidance.guide)):
+        if not Path(path).is_file():
+            raise CheckpointError(
+                f"stage {stage.name!r}: there is no file {path}. It is to hold weights as cdmkit writes them: ema.safetensors of a checkpoint, "
+                "or what `cdmkit import` makes of published ones."
+            )
     if stage.weights is not None:
         check_trained_as_is(stage, parent, Path(stage.weights))
     guiding(stage, plugins)

@@ -37,7 +37,7 @@ class StagePlan:
     sampling_calls: int
     """Network calls to sample one image of this stage, its parents' not included."""
     state_bytes: int
-    """Weights, gradients, moving average and optimizer state, in float32."""
+    """Weights, gradients, moving average and optimizer state, in float32; the weights alone where nothing is trained."""
     activation_bytes: int
     """What the backward pass keeps for the images that one device works on at once, if there is one device."""
 
@@ -63,8 +63,8 @@ def plan(cascade: Cascade, classes: int) -> Iterator[StagePlan]:
             macs_per_call=macs,
             training_flops=6 * macs * images,
             sampling_calls=stage.sampler.calls(stage.sampling_process(), _stop(cascade, stage)),
-            state_bytes=int(4 * parameters * (3 + _optimizer_state(stage.train.optimizer))),
-            activation_bytes=kept * (stage.train.batch // stage.train.accumulate),
+            state_bytes=int(4 * parameters * (3 + _optimizer_state(stage.train.optimizer))) if images else 4 * parameters,
+            activation_bytes=kept * (stage.train.batch // stage.train.accumulate) if images else 0,
         )
 
 

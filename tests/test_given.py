@@ -124,7 +124,7 @@ def test_training_begins_with_the_weights(trained: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda path: path.unlink(), "cannot be read as safetensors"),
+        (lambda path: path.unlink(), "or what `cdmkit import` makes of published ones"),
         (lambda path: path.write_bytes(b"<html>not found</html>"), "cannot be read as safetensors"),
         (lambda path: path.write_bytes(path.read_bytes()[:5000]), "cannot be read as safetensors"),
     ],

@@ -11,9 +11,14 @@ from typing import Any
 from cdmkit.files import write_json
 
 _SAMPLING = {"sampler", "sampling_schedule", "condition", "threshold", "guidance"}
-_COMPUTING = {"backend", "weights"}
+_COMPUTING = {"backend"}
+_LEARNING = ("weights", "density", "loss")
+"""What decides which weights are learned, but not what they mean."""
 _PACE = {"steps", "accumulate", "log_every", "sample_every", "checkpoint_every", "keep"}
 """Options of `train` that leave the weights after a given number of steps as they are, but for rounding."""
+
+
+_FREE = {*_SAMPLING, *_COMPUTING, *_LEARNING, "after", "low_res", "train"}
 
 
 def fingerprint(name: str, stage: Mapping[str, Any], parent: Mapping[str, Any] | None, data: Mapping[str, Any], seed: int) -> str:
@@ -23,16 +28,17 @@ def fingerprint(name: str, stage: Mapping[str, Any], parent: Mapping[str, Any] |
     (fingerprint of the source, downsampling). Of the parent only the resolution and the schedule matter: stages train independently.
     """
     train = {key: value for key, value in stage["train"].items() if key not in _PACE}
-    text = json.dumps([name, lasting(stage, parent), stage.get("weights"), train, data, seed], sort_keys=True)
+    learning = [stage.get(key) for key in _LEARNING]
+    text = json.dumps([name, lasting(stage, parent), learning, train, data, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def lasting(stage: Mapping[str, Any], parent: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of a stage cannot change once it is trained: all that the meaning of its weights depends on. Tables as in `fingerprint`.
+    """What of a stage cannot change when its weights are sampled: all that their meaning depends on. Tables as in `fingerprint`.
 
     Whether it enlarges a parent's images or real ones makes no difference to it; their chain does where they are augmented.
     """
-    table = {key: value for key, value in stage.items() if key not in _SAMPLING | _COMPUTING | {"after", "low_res", "train"}}
+    table = {key: value for key, value in stage.items() if key not in _FREE}
     enlarged = parent or ({"resolution": stage["low_res"], "schedule": stage["schedule"]} if stage.get("low_res") else None)
     if enlarged is None:
         return table

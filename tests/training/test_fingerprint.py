@@ -50,6 +50,7 @@ SAME = fingerprint("sr", STAGE, PARENT, DATA, 0)
         ("train.optimizer.lr", 2e-4),
         ("train.ema", 0.99),
         ("density", {"type": "log-normal"}),
+        ("loss", {"type": "vlb"}),
         ("weights", "other.safetensors"),
     ],
 )
@@ -112,3 +113,9 @@ def test_weights_mean_the_same_whether_images_are_a_parents_or_real() -> None:
     plain, plain_alone = ({**table, "augment": []} for table in (own, alone))
     assert lasting(plain_alone, None) == lasting(plain, other)
     assert lasting({**plain_alone, "low_res": 16}, None) != lasting(plain, PARENT)
+
+
+@pytest.mark.parametrize("key", ["loss", "density", "weights"])
+def test_how_weights_were_learned_does_not_change_what_they_mean(key: str) -> None:
+    """Sampling asks for the network and its parameterization only."""
+    assert lasting(changed(STAGE, key, "other"), PARENT) == lasting(STAGE, PARENT)
