@@ -70,7 +70,7 @@ class StageFinished(Event):
 
 @attrs.frozen(kw_only=True)
 class SamplingProgress(Event):
-    """`done` of `total` network calls of a sampling job are made."""
+    """`done` of `total` network calls of a sampling job, or of an evaluation, are made."""
 
     stage: str
     done: int

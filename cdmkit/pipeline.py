@@ -15,15 +15,18 @@ from torch import nn
 from cdmkit import training
 from cdmkit.cascade import Stage
 from cdmkit.data.resize import Resize
-from cdmkit.errors import CheckpointError, DataError, RecipeError, SetupError, Stopped, UsageError
+from cdmkit.diffusion import Units
+from cdmkit.errors import DataError, RecipeError, SetupError, Stopped, UsageError
+from cdmkit.evaluation import bpd
 from cdmkit.events import Emit, Event, RunFinished, RunStarted, SamplesWritten, StageFinished, Warned
 from cdmkit.hookspecs import hook_name
 from cdmkit.kinds import DataCard
 from cdmkit.log import EventLog, MetricsLog
 from cdmkit.plugins import Plugins
-from cdmkit.recipe import Recipe, diff, read, read_stage, to_table, to_toml
+from cdmkit.recipe import Recipe, diff, read, to_table, to_toml
 from cdmkit.runs import Run
-from cdmkit.sampling import Job, Progress, Reals, obey, preview, weights_of
+from cdmkit.sampling import Job, Progress, Reals, obey, open_network, preview, weights_of
+from cdmkit.weights import check_trained_as_is, check_weights, guiding
 
 
 def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Place) -> Path:
@@ -281,42 +284,45 @@ def sample_stage(
     return job.run(renderer, folder or run.new_samples(), emit)
 
 
-def check_weights(stage: Stage, parent: Stage | None, plugins: Plugins) -> None:
-    """Raise CheckpointError where a file of weights that a stage names is not there or not of such a stage."""
-    for path in filter(None, (stage.weights, stage.guidance and stage.guidance.guide)):
-        if not Path(path).is_file():
-            raise CheckpointError(
-                f"stage {stage.name!r}: there is no file {path}. It is to hold weights as cdmkit writes them: ema.safetensors of a checkpoint, "
-                "or what `cdmkit import` makes of published ones."
-            )
-    if stage.weights is not None:
-        check_trained_as_is(stage, parent, Path(stage.weights))
-    guiding(stage, plugins)
+def measure_bpd(
+    recipe: Recipe,
+    run: Run,
+    stages: Sequence[Stage],
+    emit: Emit,
+    folder: Path | None = None,
+    *,
+    count: int,
+    batch: int,
+    steps: int | None,
+    units: Units,
+    seed: int,
+) -> list[bpd.Result]:
+    """The variational bound of trained stages on `count` training images, written into `folder`, by default the run's eval/.
 
-
-def guiding(stage: Stage, plugins: Plugins) -> Stage | None:
-    """What the weights file of a stage's guidance holds, or None where there is none. Raises CheckpointError where it cannot guide."""
-    path = stage.guidance and stage.guidance.guide
-    if not path:
-        return None
-    guide = read_stage(training.read_metadata(Path(path)), plugins.catalog)
-    if guide is None:
-        raise CheckpointError(f"{path} does not say what stage it is of: guidance needs a weights file that cdmkit wrote")
-    inputs = ("resolution", "after", "low_res", "labels", "upsample", "augment")
-    if differ := [name for name in inputs if getattr(guide, name) != getattr(stage, name)]:
-        raise CheckpointError(f"{path} cannot guide stage {stage.name!r}: it was trained with another {' and '.join(differ)}")
-    return guide
-
-
-def check_trained_as_is(stage: Stage, parent: Stage | None, path: Path) -> None:
-    """Raise CheckpointError where the weights in a file were trained as another stage."""
-    told = training.read_metadata(path)
-    if "table" not in told:  # weights that say nothing of themselves are refused if they do not fit
-        return
-    before = training.lasting(told["table"], told["parent"])
-    now, lean = (training.lasting(to_table(stage, defaults), to_table(parent, defaults)) for defaults in (True, False))
-    if changes := diff(*({"stage": {stage.name: table}} for table in (before, now, lean))):
-        listed = "\n  ".join(changes)
-        raise CheckpointError(
-            f"stage {stage.name!r} was trained as another one ({path}):\n  {listed}\nTake the change back, or train it so first."
-        )
+    See `cdmkit.evaluation.bpd.Measurement`. Raises UsageError where there are fewer images or timesteps, CheckpointError where a stage has
+    no weights, and SetupError where `folder` cannot be written.
+    """
+    card = look_at_data(recipe)
+    if count > card.count:
+        raise UsageError(f"the data has {card.count} images, not {count}: lower --count")
+    if short := [stage.name for stage in stages if steps and steps > stage.process().steps]:
+        raise UsageError(f"stage {short[0]!r} has fewer than {steps} timesteps: lower --steps, or leave it out for all of them")
+    measure = bpd.Measurement(
+        source=recipe.data.source,
+        downsample=recipe.data.downsample,
+        count=count,
+        batch=min(batch, count),
+        seed=seed,
+        steps=steps,
+        units=units,
+    )
+    progress, results = Progress(emit, total={stage.name: measure.calls(stage) for stage in stages}), []
+    for stage in stages:
+        path, parent = weights_of(stage, run.path / "stages"), recipe.cascade.parent(stage)
+        check_trained_as_is(stage, parent, path)
+        session = stage.backend.start()
+        result = measure(stage, parent, open_network(stage, path, recipe.data.classes, session), session, progress)
+        facts = {"weights": str(path), "seed": seed, "split": "train", "downsample": recipe.data.downsample.value}
+        result.write(folder or run.path / "eval", {**facts, "s": stage.condition.s if stage.enlarging else None})
+        results.append(result)
+    return results

@@ -125,10 +125,10 @@ class Reals:
 class Progress:
     """Counts network calls and tells of them, now and then. `total`: those of the whole job, by stage."""
 
-    def __init__(self, emit: Emit, stop: StopRequest | None = None) -> None:
+    def __init__(self, emit: Emit, stop: StopRequest | None = None, total: Mapping[str, int] | None = None) -> None:
         self.emit = emit
         self.stop = stop or StopRequest()
-        self.total: Mapping[str, int] = {}
+        self.total: Mapping[str, int] = total or {}
         self._done: dict[str, int] = {}
         self._told = 0.0
 
@@ -162,9 +162,9 @@ def open_renderer(
     """
     opened = {backend: backend.start() for backend in {stage.backend for stage in lineage}}
     sessions = {stage.name: opened[stage.backend] for stage in lineage}
-    networks = {stage.name: _network(stage, weights_of(stage, stages), classes, sessions[stage.name]) for stage in lineage}
+    networks = {stage.name: open_network(stage, weights_of(stage, stages), classes, sessions[stage.name]) for stage in lineage}
     guiding = {
-        stage.name: guide.denoiser(_network(guide, Path(stage.guidance.guide), classes, sessions[stage.name]))
+        stage.name: guide.denoiser(open_network(guide, Path(stage.guidance.guide), classes, sessions[stage.name]))
         for stage in lineage
         if stage.guidance and stage.guidance.guide and (guide := (guides or {}).get(stage.name))
     }
@@ -183,7 +183,8 @@ def weights_of(stage: Stage, stages: Path) -> Path:
     return Path(stage.weights)
 
 
-def _network(stage: Stage, path: Path, classes: int, session: Session) -> nn.Module:
+def open_network(stage: Stage, path: Path, classes: int, session: Session) -> nn.Module:
+    """A stage's network with the weights of a file, on a device. Raises CheckpointError where they are another network's."""
     network = stage.backbone.build(stage.network_spec(classes))
     tensors, _ = read_weights(path)
     fit(network, tensors, path)

@@ -15,7 +15,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"pipeline"},
-    {"planning", "sampling"},
+    {"evaluation", "importing", "planning", "sampling", "weights"},
     {"recipe", "training"},
     {"log", "plugins", "runs"},
     {"catalog"},

@@ -59,10 +59,10 @@ def sample(
 
     with Watcher() as watcher:
         plugins = loaded_plugins([watcher])
-        found = _run(run, runs)
+        found = find_run(run, runs)
         file = found.path / "recipe.resolved.toml"
         recipe = read(file, plugins, overrides)
-        stage = _stage(recipe, stage_name)
+        stage = find_stage(recipe, stage_name)
         lineage = [each.name for each in recipe.cascade.lineage(stage)]
         enlarging = [name for name in lineage if recipe.stage[name].enlarging]
         more = [*_values("s", s, lineage[-1:], enlarging, "condition.s"), *_values("steps", steps, lineage, lineage, "sampler.steps")]
@@ -75,7 +75,7 @@ def sample(
     click.echo(str(grid))
 
 
-def _run(name: str, runs: Path) -> Run:
+def find_run(name: str, runs: Path) -> Run:
     """The run of a folder or of a recipe's name."""
     from cdmkit.errors import UsageError
     from cdmkit.nearest import did_you_mean
@@ -91,7 +91,7 @@ def _run(name: str, runs: Path) -> Run:
     return found
 
 
-def _stage(recipe: Recipe, name: str | None) -> str:
+def find_stage(recipe: Recipe, name: str | None) -> str:
     """The stage to stop at."""
     from cdmkit.errors import UsageError
     from cdmkit.nearest import did_you_mean

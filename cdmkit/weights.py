@@ -1,0 +1,52 @@
+"""Whether a file of weights is what a stage takes it for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cdmkit import training
+from cdmkit.cascade import Stage
+from cdmkit.errors import CheckpointError
+from cdmkit.plugins import Plugins
+from cdmkit.recipe import diff, read_stage, to_table
+
+
+def check_weights(stage: Stage, parent: Stage | None, plugins: Plugins) -> None:
+    """Raise CheckpointError where a file of weights that a stage names is not there or not of such a stage."""
+    for path in (stage.weights, stage.guidance.guide if stage.guidance else None):
+        if path and not Path(path).is_file():
+            raise CheckpointError(
+                f"stage {stage.name!r}: there is no file {path}. It is to hold weights as cdmkit writes them: ema.safetensors of a "
+                "checkpoint, or what `cdmkit import` makes of published ones."
+            )
+    if stage.weights is not None:
+        check_trained_as_is(stage, parent, Path(stage.weights))
+    guiding(stage, plugins)
+
+
+def guiding(stage: Stage, plugins: Plugins) -> Stage | None:
+    """What the weights file of a stage's guidance holds, or None where there is none. Raises CheckpointError where it cannot guide."""
+    path = stage.guidance and stage.guidance.guide
+    if not path:
+        return None
+    guide = read_stage(training.read_metadata(Path(path)), plugins.catalog)
+    if guide is None:
+        raise CheckpointError(f"{path} does not say what stage it is of: guidance needs a weights file that cdmkit wrote")
+    inputs = ("resolution", "after", "low_res", "labels", "upsample", "augment")
+    if differ := [name for name in inputs if getattr(guide, name) != getattr(stage, name)]:
+        raise CheckpointError(f"{path} cannot guide stage {stage.name!r}: it was trained with another {' and '.join(differ)}")
+    return guide
+
+
+def check_trained_as_is(stage: Stage, parent: Stage | None, path: Path) -> None:
+    """Raise CheckpointError where the weights in a file were trained as another stage."""
+    told = training.read_metadata(path)
+    if "table" not in told:  # weights that say nothing of themselves are refused if they do not fit
+        return
+    before = training.lasting(told["table"], told["parent"])
+    now, lean = (training.lasting(to_table(stage, defaults), to_table(parent, defaults)) for defaults in (True, False))
+    if changes := diff(*({"stage": {stage.name: table}} for table in (before, now, lean))):
+        listed = "\n  ".join(changes)
+        raise CheckpointError(
+            f"stage {stage.name!r} was trained as another one ({path}):\n  {listed}\nTake the change back, or train it so first."
+        )
