@@ -162,7 +162,7 @@ class Measurement:
             calls=chain.steps,
             chain=chain.total,
             total=float(total.mean()),
-            error=float(total.std() / math.sqrt(len(total))),
+            error=float(total.std() / math.sqrt(len(total))) if len(total) > 1 else math.nan,
             prior=float(bound.prior.mean()),
             timesteps=chain.timesteps[1:].tolist(),
             terms=bound.terms.mean(0).tolist(),

@@ -18,12 +18,13 @@ _DRAWN = 2
 _INK, _PALE, _LINE = "#333333", "#dddddd", "#0b6fa4"
 
 
-def write_curve(path: Path, x: Sequence[float], y: Sequence[float], title: str, across: str) -> None:
+def write_curve(path: Path, x: Sequence[float], y: Sequence[float], title: str, label: str) -> None:
     """Draw y over x into a PNG. Points that are not above 0 are left out; of none at all, only the frame is drawn."""
     kept = [(math.log10(a), math.log10(b)) for a, b in zip(x, y, strict=True) if a > 0 and b > 0]
     image = Image.new("RGB", (_SIZE[0] * _DRAWN, _SIZE[1] * _DRAWN), "white")
-    plot = _Plot(ImageDraw.Draw(image), _ends([a for a, _ in kept]), _ends([b for _, b in kept]))
-    plot.frame(title, across)
+    across, up = ([each[axis] for each in kept] for axis in (0, 1))
+    plot = _Plot(ImageDraw.Draw(image), (math.floor(min(across, default=0)), max(across, default=1)), _ends(up))
+    plot.frame(title, label)
     plot.line(kept)
     with written(path) as file:
         image.resize(_SIZE, Image.Resampling.LANCZOS).save(file, "PNG")
@@ -35,8 +36,13 @@ def _ends(logs: Sequence[float]) -> tuple[int, int]:
     return low, max(high, low + 1)
 
 
+def _powers(ends: tuple[float, float]) -> range:
+    """The whole powers of ten between two logarithms."""
+    return range(math.ceil(ends[0]), math.floor(ends[1]) + 1)
+
+
 class _Plot:
-    def __init__(self, draw: ImageDraw.ImageDraw, across: tuple[int, int], up: tuple[int, int]) -> None:
+    def __init__(self, draw: ImageDraw.ImageDraw, across: tuple[float, float], up: tuple[float, float]) -> None:
         self.draw, self.across, self.up = draw, across, up
         left, right, top, bottom = (margin * _DRAWN for margin in _MARGIN)
         self.left, self.right = left, _SIZE[0] * _DRAWN - right
@@ -44,23 +50,23 @@ class _Plot:
 
     def place(self, a: float, b: float) -> tuple[float, float]:
         """The pixel of two logarithms."""
-        share = (a - self.across[0]) / (self.across[1] - self.across[0]), (b - self.up[0]) / (self.up[1] - self.up[0])
+        share = (a - self.across[0]) / ((self.across[1] - self.across[0]) or 1), (b - self.up[0]) / (self.up[1] - self.up[0])
         return self.left + share[0] * (self.right - self.left), self.bottom - share[1] * (self.bottom - self.top)
 
-    def frame(self, title: str, across: str) -> None:
+    def frame(self, title: str, label: str) -> None:
         """Axes with a tick at each power of ten, and what they are."""
         font, heading = ImageFont.load_default(13 * _DRAWN), ImageFont.load_default(15 * _DRAWN)
-        for power in range(self.across[0], self.across[1] + 1):
+        for power in _powers(self.across):
             x, _ = self.place(power, self.up[0])
             self.draw.line((x, self.top, x, self.bottom), _PALE, _DRAWN)
             self.draw.text((x, self.bottom + 6 * _DRAWN), _power(power), _INK, font, anchor="ma")
-        for power in range(self.up[0], self.up[1] + 1):
+        for power in _powers(self.up):
             _, y = self.place(self.across[0], power)
             self.draw.line((self.left, y, self.right, y), _PALE, _DRAWN)
             self.draw.text((self.left - 8 * _DRAWN, y), _power(power), _INK, font, anchor="rm")
         self.draw.rectangle((self.left, self.top, self.right, self.bottom), outline=_INK, width=_DRAWN)
         self.draw.text((self.left, self.top - 10 * _DRAWN), title, _INK, heading, anchor="ls")
-        self.draw.text(((self.left + self.right) / 2, self.bottom + 30 * _DRAWN), across, _INK, font, anchor="ma")
+        self.draw.text(((self.left + self.right) / 2, self.bottom + 30 * _DRAWN), label, _INK, font, anchor="ma")
 
     def line(self, logs: Sequence[tuple[float, float]]) -> None:
         """The curve, with a dot at each point where there are few."""
