@@ -274,7 +274,7 @@ def sample_stage(
     job = Job(
         lineage=lineage,
         reals=None if real is None else Reals(recipe.data.source, recipe.data.downsample, real),
-        guides={each.name: guide for each in lineage if (guide := guiding(each, plugins))},
+        guides={each.name: guide for each in lineage if (guide := guiding(each, recipe.cascade.parent(each), plugins))},
         count=count or recipe.sample.count,
         batch=batch or recipe.sample.batch,
         seed=recipe.seed if seed is None else seed,

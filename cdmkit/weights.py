@@ -10,6 +10,9 @@ from cdmkit.errors import CheckpointError
 from cdmkit.plugins import Plugins
 from cdmkit.recipe import diff, read_stage, to_table
 
+_TOLD = ("resolution", "enlarges", "labels", "upsample", "augment")
+"""What a guiding network must be told alike."""
+
 
 def check_weights(stage: Stage, parent: Stage | None, plugins: Plugins) -> None:
     """Raise CheckpointError where a file of weights that a stage names is not there or not of such a stage."""
@@ -21,19 +24,20 @@ def check_weights(stage: Stage, parent: Stage | None, plugins: Plugins) -> None:
             )
     if stage.weights is not None:
         check_trained_as_is(stage, parent, Path(stage.weights))
-    guiding(stage, plugins)
+    guiding(stage, parent, plugins)
 
 
-def guiding(stage: Stage, plugins: Plugins) -> Stage | None:
+def guiding(stage: Stage, parent: Stage | None, plugins: Plugins) -> Stage | None:
     """What the weights file of a stage's guidance holds, or None where there is none. Raises CheckpointError where it cannot guide."""
     path = stage.guidance and stage.guidance.guide
     if not path:
         return None
-    guide = read_stage(training.read_metadata(Path(path)), plugins.catalog)
+    told = training.read_metadata(Path(path))
+    guide = read_stage(told, plugins.catalog)
     if guide is None:
         raise CheckpointError(f"{path} does not say what stage it is of: guidance needs a weights file that cdmkit wrote")
-    inputs = ("resolution", "after", "low_res", "labels", "upsample", "augment")
-    if differ := [name for name in inputs if getattr(guide, name) != getattr(stage, name)]:
+    theirs, ours = training.lasting(told["table"], told.get("parent")), training.lasting(to_table(stage), to_table(parent))
+    if differ := [name for name in _TOLD if theirs.get(name) != ours.get(name)]:
         raise CheckpointError(f"{path} cannot guide stage {stage.name!r}: it was trained with another {' and '.join(differ)}")
     return guide
 

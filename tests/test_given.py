@@ -205,10 +205,20 @@ def test_a_smaller_network_guides(trained: Path, tmp_path: Path) -> None:
     assert not torch.equal(pixels(tmp_path, "base", "out"), pixels(trained, "base"))
 
 
+def test_a_model_trained_alone_guides_one_in_a_cascade(tmp_path: Path) -> None:
+    """What it is told is the same: images of that resolution, noised along that schedule."""
+    weak = ema(tiny.run(tiny.write(tmp_path / "alone", ALONE)), "fine", 2)
+    run = tiny.run(tiny.write(tmp_path / "cascade"))
+    guidance = f'stage.fine.guidance={{ type = "autoguidance", scale = 2, weights = "{weak}" }}'
+    result = tiny.call("sample", run, "--set", guidance, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert not torch.equal(pixels(tmp_path, "fine", "out"), pixels(run, "fine"))
+
+
 def test_what_cannot_guide_is_refused(trained: Path, tmp_path: Path) -> None:
     """A network that is told other things, or no file at all."""
     alone = ema(tiny.run(tiny.write(tmp_path, ALONE)), "fine")
-    for path, words in ((alone, "it was trained with another resolution and low_res and augment"), (tmp_path / "no", "cannot be read")):
+    for path, words in ((alone, "it was trained with another resolution and enlarges and augment"), (tmp_path / "no", "cannot be read")):
         guidance = f'stage.base.guidance={{ type = "autoguidance", scale = 2, weights = "{path}" }}'
         result = tiny.call("sample", trained, "--set", guidance, "--out", tmp_path / "out")
         assert (result.exit_code, words in result.stderr) == (7, True), result.stderr

@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cdmkit.cli.run:run", "Train every stage of a recipe, then sample the cascade."),
     "sample": ("cdmkit.cli.sample:sample", "Sample a trained cascade."),
     "eval": ("cdmkit.cli.eval:evaluate", "Measure trained stages: bits per dimension."),
+    "import": ("cdmkit.cli.importing:import_", "Bring in published weights as a stage of a cascade."),
     "plan": ("cdmkit.cli.plan:plan", "Tell what a run would do: parameters, calls, images; train nothing."),
     "validate": ("cdmkit.cli.validate:validate", "Check recipes and report every fault."),
     "show": ("cdmkit.cli.show:show", "Print a recipe with everything filled in, or its graph."),

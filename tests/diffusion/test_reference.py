@@ -71,7 +71,8 @@ class Chain:
     def mean(self, x0: Array, x: Array, k: int) -> Array:
         a = math.sqrt(self.bar[k - 1]) * self.beta[k] / (1 - self.bar[k])
         b = math.sqrt(1 - self.beta[k]) * (1 - self.bar[k - 1]) / (1 - self.bar[k])
-        return a * x0 + b * x
+        mean: Array = a * x0 + b * x
+        return mean
 
     def reverse(self, x: Array, k: int, clip: bool) -> tuple[Array, Array, Array]:
         """x_0, mean and log-variance of p(x_{k-1} | x_k)."""

@@ -1,0 +1,1 @@
+"""Importing published weights: tests of `cdmkit.importing`."""
