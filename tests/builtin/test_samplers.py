@@ -265,6 +265,66 @@ def test_float32_samples_are_close_to_float64_ones(sampler: Sampler) -> None:
     torch.testing.assert_close(single.double(), double, rtol=0, atol=2e-4)
 
 
+def moments(sampler: Sampler, process: Process, stop_at: int = 0) -> tuple[float, float]:
+    """The exact mean and variance of a sampler's output for the exact denoiser, up to rounding: no draws.
+
+    Each step is affine in x_T and in every noise it draws. So one image without any is the mean, and images with one of them set to 1 tell
+    what each adds to the variance.
+    """
+    count = sampler.chain(process, stop_at).steps + 2
+
+    def only(source: int) -> Tensor:
+        return torch.eye(count, dtype=torch.float64)[source].view(-1, 1, 1, 1)
+
+    x = sampler(exact(process), only(1), process, lambda k: only(k + 1), stop_at).flatten()
+    return float(x[0]), float((x[1:] - x[0]).square().sum())
+
+
+EVERY = [
+    lambda steps: Ancestral(steps=steps),
+    lambda steps: Ddim(steps=steps),
+    lambda steps: Ddim(steps=steps, eta=0.5),
+    lambda steps: Ddim(steps=steps, eta=1.0),
+    lambda steps: DpmSolverPP(steps=steps),
+    lambda steps: DpmSolverPP(steps=steps, sde=True),
+    lambda steps: DpmSolverPP(steps=steps, spacing=LogSnr()),
+    lambda steps: Heun(steps=steps, spacing=PowerSigma()),
+    lambda steps: Heun(steps=steps, spacing=PowerSigma(), churn=steps / 4),
+]
+NAMES = ["ancestral", "ddim", "ddim 0.5", "ddim 1", "2m", "2m sde", "2m in log-snr", "heun", "heun with churn"]
+
+
+@pytest.mark.parametrize("s", [0, 1300])
+@pytest.mark.parametrize("make", EVERY, ids=NAMES)
+def test_the_output_of_every_sampler_converges_to_the_datas_mean_and_variance(make: Callable[[int], Sampler], s: int) -> None:
+    """Those of q(z_s) in closed form: sqrt(alpha_bar) m and alpha_bar d^2 + 1 - alpha_bar. Many steps are near, few are farther off."""
+    process = Linear(timesteps=4000).process()
+    ab = float(process.alpha_bars[s])
+    mean, variance = math.sqrt(ab) * MEAN, ab * DEVIATION**2 + 1 - ab
+    few, many = (moments(make(steps), process, s) for steps in (15, 240))
+    assert list(many) == pytest.approx([mean, variance], rel=0.07)
+    assert abs(many[1] - variance) < abs(few[1] - variance) / 3
+
+
+@pytest.mark.parametrize("s", [0, 77])
+@pytest.mark.parametrize("eta", [None, 0.0, 0.7, 1.0])
+def test_mean_and_variance_follow_their_closed_recursion_exactly(eta: float | None, s: int) -> None:
+    """For ancestral sampling (eta None) and DDIM: the affine map of mean and variance through each step, in plain numbers, to 1e-12."""
+    sampler: Sampler = Ancestral(steps=12) if eta is None else Ddim(steps=12, eta=eta)
+    chain = sampler.chain(PROCESS, s)
+    ab, mean, variance = chain.alpha_bars.tolist(), 0.0, 1.0
+    for k in range(chain.steps, chain.index_of(s), -1):
+        here, to = ab[k], ab[k - 1]
+        gain = math.sqrt(here) * DEVIATION**2 / (here * DEVIATION**2 + 1 - here)
+        tilde = (1 - to) / (1 - here) * (1 - here / to)
+        added = tilde if eta is None else eta**2 * tilde
+        from_xt = math.sqrt((1 - to - (0.0 if k == 1 else added)) / (1 - here))
+        from_x0 = math.sqrt(to) - from_xt * math.sqrt(here)
+        mean = from_x0 * (MEAN + gain * (mean - math.sqrt(here) * MEAN)) + from_xt * mean
+        variance = (from_x0 * gain + from_xt) ** 2 * variance + (0.0 if k == 1 else added)
+    assert list(moments(sampler, PROCESS, s)) == pytest.approx([mean, variance], abs=1e-12)
+
+
 FINE = Cosine(timesteps=4000).process()
 NOISE = torch.linspace(-2, 2, 3 * 8 * 8, dtype=torch.float64).view(1, *SHAPE)
 
