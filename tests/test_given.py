@@ -183,6 +183,17 @@ def test_guidance_needs_labels_that_were_withheld(tmp_path: Path) -> None:
     assert (result.exit_code, "label_dropout, such as 0.1" in result.stderr) == (3, True)
 
 
+def test_what_is_about_labels_needs_classes(tmp_path: Path) -> None:
+    """Both keys are faults where the data has none: they would change nothing."""
+    recipe = GUIDED.replace("classes = 8\n", "").replace(
+        "label_dropout", 'guidance = { type = "classifier-free", scale = 2 }\nlabel_dropout'
+    )
+    result = tiny.call("validate", tiny.write(tmp_path, recipe))
+    assert result.exit_code == 3
+    for key in ("label_dropout", "guidance"):
+        assert f"stage.base.{key}: this is about labels, but the data has none" in result.stderr
+
+
 def test_an_earlier_checkpoint_guides(tmp_path: Path) -> None:
     """Autoguidance by the weights after two of four steps; by those of the same step it changes nothing but rounding."""
     run = tiny.run(tiny.write(tmp_path, tiny.HEAD + tiny.BASE + tiny.TRAIN))

@@ -94,6 +94,8 @@ def check_cascade(recipe: Recipe) -> Iterator[Problem]:
     """Whether schedules and samplers work, and every stage fits its parent. The graph is known to be sound."""
     unusable = [problem for stage in recipe.stage.values() for problem in _check_schedules(stage)]
     yield from unusable
+    for stage in recipe.stage.values() if not recipe.data.classes else ():
+        yield from _check_unlabeled(stage)
     for stage in recipe.stage.values() if not unusable else ():
         parent = None if stage.after is None else recipe.stage[stage.after]
         enlarges = stage.enlarges(parent)
@@ -101,6 +103,13 @@ def check_cascade(recipe: Recipe) -> Iterator[Problem]:
             yield from _check_resolution(stage, enlarges)
             yield from _check_augment(stage, enlarges) or _check_handover(stage, enlarges, parent)
         yield from _check_sampler(stage, recipe)
+
+
+def _check_unlabeled(stage: Stage) -> Iterator[Problem]:
+    """What is about labels changes nothing where the data has no classes."""
+    idle = {"label_dropout": stage.label_dropout > 0, "guidance": stage.guidance is not None and stage.guidance.needs_unlabeled}
+    for key in (key for key, asked in idle.items() if asked):
+        yield Problem(("stage", stage.name, key), "this is about labels, but the data has none: set data.classes, or remove it")
 
 
 def _check_schedules(stage: Stage) -> Iterator[Problem]:
