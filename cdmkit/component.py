@@ -15,12 +15,24 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import attrs
 
 _KEY = "cdmkit.option"
 _MISSING: Any = object()
+
+
+class Binds(IntEnum):
+    """What of a trained stage an option decides. Each decides what those before it do, too."""
+
+    NOTHING = 0
+    """Only how it is computed: it may change at any time."""
+    TRAINING = 1
+    """Which weights are learned, not what they mean: it may change when they are sampled, or trained further."""
+    MEANING = 2
+    """What weights mean: they are of no use with another value."""
 
 
 @attrs.frozen
@@ -32,6 +44,7 @@ class Option:
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
+    binds: Binds = Binds.MEANING
 
     def check(self, value: object) -> None:
         """Raise ValueError, saying the range, when a number in `value` lies outside it or is not finite."""
@@ -74,9 +87,12 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    binds: Binds = Binds.MEANING,
 ) -> Any:
-    """Declare an option: a field with its meaning, its default (required when there is none) and its range."""
-    known = Option(help=help, ge=ge, gt=gt, le=le, lt=lt)
+    """Declare an option: a field with its meaning, its default (required when there is none), its range, and what of a trained stage it
+    decides.
+    """
+    known = Option(help=help, ge=ge, gt=gt, le=le, lt=lt, binds=binds)
 
     def check(_instance: object, _attribute: object, value: object) -> None:
         known.check(value)

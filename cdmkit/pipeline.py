@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from cdmkit import training
 from cdmkit.cascade import Stage
+from cdmkit.component import Binds
 from cdmkit.data.resize import Resize
 from cdmkit.diffusion import Units
 from cdmkit.errors import DataError, RecipeError, SetupError, Stopped, UsageError
@@ -23,10 +24,10 @@ from cdmkit.hookspecs import hook_name
 from cdmkit.kinds import DataCard
 from cdmkit.log import EventLog, MetricsLog
 from cdmkit.plugins import Plugins
-from cdmkit.recipe import Recipe, diff, read, to_table, to_toml
+from cdmkit.recipe import Recipe, diff, loose, read, to_table, to_toml, without
 from cdmkit.runs import Run
 from cdmkit.sampling import Job, Progress, Reals, obey, open_network, preview, weights_of
-from cdmkit.weights import check_trained_as_is, check_weights, guiding
+from cdmkit.weights import check_begun_as_is, check_trained_as_is, check_weights, digests, guiding
 
 
 def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Place) -> Path:
@@ -39,10 +40,11 @@ def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Pl
     for stage in recipe.cascade:
         stage.backend.start()
         check_weights(stage, recipe.cascade.parent(stage), plugins)
-    with place.opened(recipe, card, recipe_file, plugins) as run, observed(run, plugins) as emit, training.stop_on_signals() as stop:
+    given = Given(card.fingerprint if card else "", digests(recipe.cascade))
+    with place.opened(recipe, given, recipe_file, plugins) as run, observed(run, plugins) as emit, training.stop_on_signals() as stop:
         emit(RunStarted(path=run.path, name=recipe.name, stages=tuple(recipe.stage)))
         for stage in recipe.cascade:
-            train_stage(stage, recipe, card, run, emit, stop)
+            train_stage(stage, recipe, given, run, emit, stop)
         return sample_leaves(recipe, run, plugins, emit, stop)
 
 
@@ -75,6 +77,21 @@ def look_at_data(recipe: Recipe) -> DataCard:
     return card
 
 
+@attrs.frozen
+class Given:
+    """What a run is given beside its recipe."""
+
+    images: str
+    """The fingerprint of the training images; empty where none are looked at."""
+    weights: Mapping[str, str]
+    """The SHA-256 of the file that each stage begins with, by stage."""
+
+    def note(self, run: Run) -> None:
+        """Write it into run.json."""
+        run.note("images", self.images)
+        run.note("weights", dict(self.weights))
+
+
 @attrs.frozen(kw_only=True)
 class Place:
     """Where a run goes: a folder of its own, or one to go on in."""
@@ -93,31 +110,30 @@ class Place:
     """The command line, for the record."""
 
     @contextlib.contextmanager
-    def opened(self, recipe: Recipe, card: DataCard | None, recipe_file: Path, plugins: Plugins) -> Iterator[Run]:
+    def opened(self, recipe: Recipe, given: Given, recipe_file: Path, plugins: Plugins) -> Iterator[Run]:
         """The run, locked; its resolved recipe is written before anything else happens."""
         text, resolved = recipe_file.read_text(encoding="utf-8"), to_toml(recipe)
-        images = card.fingerprint if card else ""
         if not self.resume:
             versions = {plugin.identity.distribution: plugin.identity.version for plugin in plugins.loaded if plugin.identity.distribution}
             with Run.create(self.root, recipe.name, self.folder, command=self.command, seed=recipe.seed, plugins=versions) as run:
-                run.note("images", images)
+                given.note(run)
                 run.write_recipe(text, resolved)
                 yield run
             return
         with Run.resume(self.root, recipe.name, self.folder, force=self.force) as run:
-            before = {**run.resolved_recipe(), "images": run.facts.get("images")}
-            lean = {**to_table(recipe, defaults=False), "images": images}
-            changes = diff(before, {**tomli.loads(resolved), "images": images}, lean)
+            before = {**run.resolved_recipe(), "images": run.facts.get("images"), "weights": run.facts.get("weights", {})}
+            now, lean = ({**table, **attrs.asdict(given)} for table in (tomli.loads(resolved), to_table(recipe, defaults=False)))
+            changes = diff(before, now, lean)
             if changes:
-                self._admit(changes, run)
-                run.note("images", images)
+                self._admit(changes, run, {f"stage.{stage.name}.{key}" for stage in recipe.cascade for key in loose(stage, Binds.TRAINING)})
+                given.note(run)
                 run.write_recipe(text, resolved)
             yield run
 
-    def _admit(self, changes: list[str], run: Run) -> None:
-        """Raise RecipeError unless a run may go on with these changes of its recipe and its images."""
-        same_images = not any(change.startswith("images:") for change in changes)
-        grave = [change for change in changes if not harmless(change, same_images)]
+    def _admit(self, changes: list[str], run: Run, free: Collection[str]) -> None:
+        """Raise RecipeError unless a run may go on with these changes of its recipe, images and weights. free: keys that bind nothing."""
+        same = {what for what in ("images", "weights") if not any(change.startswith(what) for change in changes)}
+        grave = [change for change in changes if change.partition(":")[0] not in free and not harmless(change, same)]
         if grave and not self.allow_recipe_change:
             listed = "\n  ".join(grave)
             raise RecipeError(
@@ -134,12 +150,14 @@ _HARMLESS = re.compile(
 )
 
 
-def harmless(change: str, same_images: bool) -> bool:
+def harmless(change: str, same: Collection[str]) -> bool:
     """Whether a change ("key: old -> new") leaves what is trained as it is: other steps, logging, device, what is sampled last, or
-    where the same images lie and how they are read.
+    where the same images and weights lie and how they are read. same: which of "images" and "weights" are the same.
     """
     key = change.partition(":")[0]
-    return _HARMLESS.fullmatch(key) is not None or (same_images and key.startswith("data.source."))
+    if _HARMLESS.fullmatch(key) or ("images" in same and key.startswith("data.source.")):
+        return True
+    return "weights" in same and re.fullmatch(r"stage\.[^.]+\.weights", key) is not None
 
 
 def teller(plugins: Plugins) -> Emit:
@@ -183,16 +201,16 @@ def observed(run: Run, plugins: Plugins) -> Iterator[Emit]:
             plugins.manager.unregister(log)
 
 
-def train_stage(stage: Stage, recipe: Recipe, card: DataCard | None, run: Run, emit: Emit, stop: training.StopRequest) -> None:
+def train_stage(stage: Stage, recipe: Recipe, given: Given, run: Run, emit: Emit, stop: training.StopRequest) -> None:
     """Train one stage, unless it is trained already and nothing that matters to it has changed, or it is sampled as it came."""
     parent = recipe.cascade.parent(stage)
-    if card is None or not stage.train.steps:
+    if not stage.train.steps:
         emit(StageFinished(stage=stage.name, step=0, skipped=True))
         return
     tables = {name: to_table(each) for name, each in recipe.stage.items()}
-    data = {"fingerprint": card.fingerprint, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
-    lean, lean_parent = to_table(stage, defaults=False), to_table(parent, defaults=False)
-    digest = training.fingerprint(stage.name, lean, lean_parent, data, recipe.seed)
+    data = {"fingerprint": given.images, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
+    lean, lean_parent = without(to_table(stage, defaults=False), set(loose(stage, Binds.TRAINING))), to_table(parent, defaults=False)
+    digest = training.fingerprint(stage.name, lean, lean_parent, data, recipe.seed, given.weights.get(stage.name, ""))
     folder = run.stage(stage.name)
     if training.latest(folder / "ckpt") and training.is_done(folder, digest, stage.train.steps):
         emit(StageFinished(stage=stage.name, step=stage.train.steps, skipped=True))
@@ -205,7 +223,15 @@ def train_stage(stage: Stage, recipe: Recipe, card: DataCard | None, run: Run, e
         source, downsample = recipe.data.source, recipe.data.downsample
         try:
             count = preview(
-                stage, parent, network=network, source=source, downsample=downsample, seed=recipe.seed, path=path, tick=partial(obey, stop)
+                stage,
+                parent,
+                network=network,
+                source=source,
+                downsample=downsample,
+                seed=recipe.seed,
+                path=path,
+                tick=partial(obey, stop),
+                labeled=recipe.data.classes > 0,
             )
         except Stopped:
             return  # training saves, then stops
@@ -263,13 +289,17 @@ def sample_stage(
     """
     lineage = recipe.cascade.lineage(stage.name)
     classes = recipe.data.classes if any(each.labels for each in lineage) else 0
+    if labels and lineage[0].low_res is not None:
+        raise UsageError(f"stage {lineage[0].name!r} enlarges real images, which have labels of their own: leave the class out")
     if strange := [label for label in labels if not 0 <= label < classes]:
         known = (
             f"labels are 0 to {classes - 1}" if classes else "no stage is told labels" if recipe.data.classes else "the data has no classes"
         )
         raise UsageError(f"no class {', '.join(map(str, strange))}: {known}")
     for each in lineage:
-        check_trained_as_is(each, recipe.cascade.parent(each), weights_of(each, run.path / "stages"))
+        path = weights_of(each, run.path / "stages")
+        check_begun_as_is(each, path)
+        check_trained_as_is(each, recipe.cascade.parent(each), path)
     real = lineage[0].low_res
     job = Job(
         lineage=lineage,
@@ -315,6 +345,7 @@ def measure_bpd(
         seed=seed,
         steps=steps,
         units=units,
+        labeled=recipe.data.classes > 0,
     )
     progress, results = Progress(emit, total={stage.name: measure.calls(stage) for stage in stages}), []
     for stage in stages:

@@ -35,7 +35,7 @@ class StagePlan:
     training_flops: int
     """Of all of training: a backward pass counts as two forward passes, a multiply-accumulate as two."""
     sampling_calls: int
-    """Network calls to sample one image of this stage, its parents' not included."""
+    """Calls to sample one image of this stage, its parents' not included; guidance asks the network more than once in some."""
     state_bytes: int
     """Weights, gradients, moving average and optimizer state, in float32; the weights alone where nothing is trained."""
     activation_bytes: int

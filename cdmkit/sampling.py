@@ -48,7 +48,7 @@ class Job:
     """By the name of the stage that it guides: what the weights file of its guidance holds."""
 
     def renderer(self, stages: Path, classes: int, progress: Progress) -> Renderer:
-        """The stages with the averaged weights of their newest checkpoints under `stages`/<name>/ckpt, told of by `progress`.
+        """The stages with their weights, those of runs from under `stages`/<name>/ckpt, told of by `progress`.
 
         Raises CheckpointError where a stage has no checkpoint, or one of another network.
         """
@@ -156,7 +156,8 @@ def obey(stop: StopRequest, stage: str) -> None:
 def open_renderer(
     lineage: Sequence[Stage], stages: Path, classes: int, seed: int, tick: Tick, guides: Mapping[str, Stage] | None = None
 ) -> Renderer:
-    """The stages with their newest averaged weights under `stages`/<name>/ckpt, or else their `weights`, on their backends' devices.
+    """The stages with their newest averaged weights under `stages`/<name>/ckpt, or the `weights` of those that are not trained, each on its
+    backend's device.
 
     guides: the networks that the stages' guidance names. Raises CheckpointError where a stage has no weights, or those of another network.
     """
@@ -168,19 +169,20 @@ def open_renderer(
         for stage in lineage
         if stage.guidance and stage.guidance.guide and (guide := (guides or {}).get(stage.name))
     }
-    return Renderer(lineage, networks, sessions, seed, tick, guiding)
+    return Renderer(lineage, networks, sessions, seed, tick, guiding, labeled=classes > 0)
 
 
 def weights_of(stage: Stage, stages: Path) -> Path:
-    """The file that a stage is sampled with. Raises CheckpointError where there is none."""
-    path = latest(stages / stage.name / "ckpt")
-    if path is not None:
-        return path / "ema.safetensors"
-    if stage.weights is None or stage.train.steps:
-        raise CheckpointError(
-            f"stage {stage.name!r} has no checkpoint under {stages / stage.name / 'ckpt'}: train it first with `cdmkit run`"
-        )
-    return Path(stage.weights)
+    """The file that a stage is sampled with: `weights` where it is not trained, else its newest checkpoint's. Raises CheckpointError where
+    there is none.
+    """
+    if stage.weights is not None and not stage.train.steps:
+        return Path(stage.weights)
+    folder = stages / stage.name / "ckpt"
+    path = latest(folder)
+    if path is None:
+        raise CheckpointError(f"stage {stage.name!r} has no checkpoint under {folder}: train it first with `cdmkit run`")
+    return path / "ema.safetensors"
 
 
 def open_network(stage: Stage, path: Path, classes: int, session: Session) -> nn.Module:
@@ -201,12 +203,13 @@ def preview(
     seed: int,
     path: Path,
     tick: Tick,
+    labeled: bool = True,
     columns: int = 8,
 ) -> int:
     """Write a grid of a stage's samples while it trains; returns how many it shows. Raises OSError where it cannot be written,
     and SetupError where the device lacks memory.
 
-    `tick` is told of each network call; what it raises ends the preview.
+    `tick` is told of each network call; what it raises ends the preview. labeled: whether the data has classes.
 
     A base stage: `columns` rows of images from noise, with the labels of training images. A super-resolution stage: three rows, the first
     training images at low resolution, what `network` makes of them, and as they really are.
@@ -219,7 +222,7 @@ def preview(
     alone = evolve(stage, condition=evolve(stage.condition, mode=Mode.NON_TRUNCATED))  # real images are no z_s
     if alone.guidance is not None and alone.guidance.guide:
         alone = evolve(alone, guidance=None)  # the network that guides is not opened for a preview
-    renderer = Renderer((alone,), {stage.name: network}, {stage.name: session}, seed, tick)
+    renderer = Renderer((alone,), {stage.name: network}, {stage.name: session}, seed, tick, labeled=labeled)
     low_res = None if enlarges is None else downsample(pixels, enlarges.resolution)
     was_training = network.training
     network.eval()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cdmkit import training
-from cdmkit.cascade import Stage
+from cdmkit.cascade import Cascade, Stage
+from cdmkit.component import Binds
 from cdmkit.errors import CheckpointError
 from cdmkit.plugins import Plugins
-from cdmkit.recipe import diff, read_stage, to_table
+from cdmkit.recipe import diff, loose, read_stage, to_table, without
 
 _TOLD = ("resolution", "enlarges", "labels", "upsample", "augment")
-"""What a guiding network must be told alike."""
+"""What a guiding network must be told alike; and the schedule, where it is told timesteps."""
 
 
 def check_weights(stage: Stage, parent: Stage | None, plugins: Plugins) -> None:
@@ -27,6 +31,19 @@ def check_weights(stage: Stage, parent: Stage | None, plugins: Plugins) -> None:
     guiding(stage, parent, plugins)
 
 
+def digests(cascade: Cascade) -> dict[str, str]:
+    """The SHA-256 of each stage's `weights`, by stage. Raises CheckpointError where one cannot be read."""
+    found = {}
+    for stage in cascade:
+        if stage.weights is not None:
+            try:
+                with Path(stage.weights).open("rb") as file:
+                    found[stage.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise CheckpointError(f"stage {stage.name!r}: {stage.weights} cannot be read: {error.strerror}") from error
+    return found
+
+
 def guiding(stage: Stage, parent: Stage | None, plugins: Plugins) -> Stage | None:
     """What the weights file of a stage's guidance holds, or None where there is none. Raises CheckpointError where it cannot guide."""
     path = stage.guidance and stage.guidance.guide
@@ -37,20 +54,34 @@ def guiding(stage: Stage, parent: Stage | None, plugins: Plugins) -> Stage | Non
     if guide is None:
         raise CheckpointError(f"{path} does not say what stage it is of: guidance needs a weights file that cdmkit wrote")
     theirs, ours = training.lasting(told["table"], told.get("parent")), training.lasting(to_table(stage), to_table(parent))
-    if differ := [name for name in _TOLD if theirs.get(name) != ours.get(name)]:
+    alike = _TOLD if guide.noise_input.continuous else (*_TOLD, "schedule")
+    if differ := [name for name in alike if theirs.get(name) != ours.get(name)]:
         raise CheckpointError(f"{path} cannot guide stage {stage.name!r}: it was trained with another {' and '.join(differ)}")
     return guide
 
 
 def check_trained_as_is(stage: Stage, parent: Stage | None, path: Path) -> None:
-    """Raise CheckpointError where the weights in a file were trained as another stage."""
+    """Raise CheckpointError where the weights in a file mean something else than this stage takes them for."""
     told = training.read_metadata(path)
     if "table" not in told:  # weights that say nothing of themselves are refused if they do not fit
         return
     before = training.lasting(told["table"], told["parent"])
     now, lean = (training.lasting(to_table(stage, defaults), to_table(parent, defaults)) for defaults in (True, False))
-    if changes := diff(*({"stage": {stage.name: table}} for table in (before, now, lean))):
+    free = set(loose(stage, Binds.MEANING))
+    tables: list[Mapping[str, Any]] = [{"stage": {stage.name: without(table, free)}} for table in (before, now, lean)]
+    if changes := diff(*tables):
         listed = "\n  ".join(changes)
         raise CheckpointError(
             f"stage {stage.name!r} was trained as another one ({path}):\n  {listed}\nTake the change back, or train it so first."
+        )
+
+
+def check_begun_as_is(stage: Stage, path: Path) -> None:
+    """Raise CheckpointError where a stage names other `weights` than those that its checkpoint at `path` began with."""
+    told = training.read_metadata(path)
+    began = told.get("table", {}).get("weights")
+    if stage.train.steps and "table" in told and stage.weights != began:
+        raise CheckpointError(
+            f"stage {stage.name!r}: its checkpoint {path} began with weights = {began}, not {stage.weights}. "
+            "Take the change back; or set train.steps = 0, too, to sample that file as it is."
         )

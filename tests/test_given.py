@@ -66,6 +66,13 @@ def test_what_it_enlarges_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     assert not torch.equal(pixels(tmp_path, folder="nine").int(), by_three)
 
 
+def test_a_class_cannot_be_chosen_for_real_images(tmp_path: Path) -> None:
+    """They have labels of their own."""
+    run = tiny.run(tiny.write(tmp_path, ALONE))
+    result = tiny.call("sample", run, "--class", 3)
+    assert (result.exit_code, "which have labels of their own" in result.stderr) == (2, True)
+
+
 def test_its_graph_begins_with_real_images(tmp_path: Path) -> None:
     """As Mermaid text."""
     shown = tiny.call("show", tiny.write(tmp_path, ALONE), "--graph").stdout
@@ -119,6 +126,51 @@ def test_training_begins_with_the_weights(trained: Path, tmp_path: Path) -> None
     before = load_file(ema(trained, "base"))
     for name, tensor in load_file(ema(run, "base")).items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-9)
+
+
+def test_weights_that_are_not_trained_on_win_over_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """A trained stage that is then said to be sampled from a file, is; a file beside training steps is refused, not passed over."""
+    training = tiny.TRAIN.replace("defaults.stage", "stage.base")
+    recipe = tiny.write(tmp_path, tiny.HEAD + tiny.BASE + training.replace("lr = 0.03", "lr = 0.01"))
+    run = tiny.run(recipe)
+    other = f'stage.base.weights="{ema(trained, "base")}"'
+    refused = tiny.call("sample", run, "--set", other)
+    assert (refused.exit_code, "began with weights = None" in refused.stderr) == (7, True)
+    result = tiny.call("sample", run, "--set", other, "--set", "stage.base.train.steps=0", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert torch.equal(pixels(tmp_path, "base", "out"), pixels(trained, "base"))
+
+
+def test_a_run_knows_its_weights_by_content(trained: Path, tmp_path: Path) -> None:
+    """The same file elsewhere is no change; another one under the same name is refused, as other images are."""
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(ema(trained, "base").read_bytes())
+    training = tiny.TRAIN.replace("defaults.stage", "stage.base")
+    text = f'{tiny.HEAD}{tiny.BASE}weights = "{copy}"\n{training}'
+    recipe = tiny.write(tmp_path, text)
+    tiny.run(recipe)
+    moved = copy.rename(tmp_path / "moved.safetensors")
+    resume = ("run", recipe, "--resume", "--runs", tmp_path / "runs")
+    again = tiny.call(*resume, "--set", f'stage.base.weights="{moved}"')
+    assert "trained already, unchanged" in again.stderr
+    moved.write_bytes(ema(trained, "base", 2).read_bytes())
+    other = tiny.call(*resume, "--set", f'stage.base.weights="{moved}"')
+    assert other.exit_code == 3
+    assert "weights.base: " in other.stderr
+
+
+def test_what_binds_nothing_or_training_alone_may_change(tmp_path: Path) -> None:
+    """Recomputing blocks, on resume; dropout, when training goes on from weights."""
+    backbone = "stage.base.backbone"
+    recipe = tiny.write(tmp_path, tiny.HEAD + tiny.BASE + tiny.TRAIN)
+    run = tiny.run(recipe)
+    again = tiny.call("run", recipe, "--resume", "--runs", tmp_path / "runs", "--set", f"{backbone}.checkpoint=true")
+    assert (again.exit_code, "trained already, unchanged" in again.stderr) == (0, True), again.stderr
+    refused = tiny.call("run", recipe, "--resume", "--runs", tmp_path / "runs", "--set", f"{backbone}.dropout=0.2")
+    assert (refused.exit_code, "stage.base.backbone.dropout: 0.0 -> 0.2" in refused.stderr) == (3, True)
+    weights = f'stage.base.weights="{ema(run, "base")}"'
+    tuned = tiny.call("run", recipe, "--runs", tmp_path / "tuned", "--set", weights, "--set", f"{backbone}.dropout=0.2")
+    assert tuned.exit_code == 0, tuned.stderr
 
 
 @pytest.mark.parametrize(
@@ -229,7 +281,13 @@ def test_a_model_trained_alone_guides_one_in_a_cascade(tmp_path: Path) -> None:
 def test_what_cannot_guide_is_refused(trained: Path, tmp_path: Path) -> None:
     """A network that is told other things, or no file at all."""
     alone = ema(tiny.run(tiny.write(tmp_path, ALONE)), "fine")
-    for path, words in ((alone, "it was trained with another resolution and enlarges and augment"), (tmp_path / "no", "cannot be read")):
+    longer = tiny.HEAD.replace("timesteps = 20", "timesteps = 200") + tiny.BASE + tiny.TRAIN
+    other = ema(tiny.run(tiny.write(tmp_path / "longer", longer)), "base")
+    for path, words in (
+        (other, "it was trained with another schedule"),
+        (alone, "it was trained with another resolution and enlarges and augment"),
+        (tmp_path / "no", "cannot be read"),
+    ):
         guidance = f'stage.base.guidance={{ type = "autoguidance", scale = 2, weights = "{path}" }}'
         result = tiny.call("sample", trained, "--set", guidance, "--out", tmp_path / "out")
         assert (result.exit_code, words in result.stderr) == (7, True), result.stderr

@@ -66,7 +66,7 @@ class LossAware(Density):
     """Importance sampling by the root mean square of recent losses at each timestep (Improved DDPM, arXiv:2102.09672, eq. 18). For `vlb`.
 
     Losses are weighted so that their mean stays what it would be under uniform draws. All timesteps are alike until each has been seen
-    `history` times. What an image is noised to depends on the losses before it, so on the batch and on how it is split.
+    `history` times. What an image is noised to depends on the losses of the steps before, so on the size of the batch.
     """
 
     history: int = option(10, help="losses remembered at each timestep", ge=1)
@@ -98,7 +98,8 @@ class _Learned(Timesteps):
     def _chances(self) -> Tensor:
         """The chance of each timestep, [T]."""
         steps, history = self.losses.shape
-        size = self.losses.square().mean(1).sqrt()
+        largest = self.losses.amax().clamp(min=torch.finfo(self.losses.dtype).tiny)  # squares of large losses would overflow
+        size = (self.losses / largest).square().mean(1).sqrt()
         learned = (1 - self.uniform) * size / size.sum().clamp(min=torch.finfo(size.dtype).tiny) + self.uniform / steps
         return torch.where((self.seen >= history).all(), learned, torch.full_like(size, 1 / steps))
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdmkit.builtin.embedding import Embedding, run, sinusoidal, zero
-from cdmkit.component import Component, component, option
+from cdmkit.component import Binds, Component, component, option
 from cdmkit.diffusion import Condition
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Backbone, NetworkSpec
@@ -29,8 +29,8 @@ class DiT(Backbone):
     depth: int = option(12, help="blocks", ge=1)
     heads: int = option(6, help="attention heads", ge=1)
     mlp_ratio: float = option(4.0, help="width of the hidden layer of each block's MLP, as a multiple of `width`", ge=1)
-    dropout: float = option(0.0, help="dropout rate of what attention and MLP add to the tokens", ge=0, lt=1)
-    checkpoint: bool = option(False, help="compute blocks again in the backward pass: less memory, more time")
+    dropout: float = option(0.0, help="dropout rate of what attention and MLP add to the tokens", ge=0, lt=1, binds=Binds.TRAINING)
+    checkpoint: bool = option(False, help="compute blocks again in the backward pass: less memory, more time", binds=Binds.NOTHING)
 
     def build(self, spec: NetworkSpec) -> nn.Module:
         """The network; ValueError where patches, heads or the embedding of places do not come out even."""

@@ -58,7 +58,7 @@ class PowerSigma(Spacing):
         low, high = self.min_sigma ** (1 / self.rho), self.max_sigma ** (1 / self.rho)
         if low >= high:
             raise ValueError(f"min_sigma = {self.min_sigma:g} is not below max_sigma = {self.max_sigma:g}")
-        return _nearest(process, torch.linspace(low, high, steps, dtype=torch.float64).pow(self.rho).log())
+        return _nearest(process, torch.linspace(high, low, steps, dtype=torch.float64).pow(self.rho).log())
 
 
 @component("log-snr")

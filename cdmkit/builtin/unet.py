@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdmkit.builtin.embedding import Embedding, run, zero
-from cdmkit.component import Component, component, option
+from cdmkit.component import Binds, Component, component, option
 from cdmkit.diffusion import Condition
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Backbone, NetworkSpec
@@ -52,7 +52,7 @@ class UNet(Backbone):
     middle_attention: bool = option(True, help="self-attention between the two blocks between the ways down and up")
     heads: int = option(4, help="attention heads", ge=1)
     head_channels: int | None = option(None, help="channels of an attention head, in place of `heads` (ADM: 64)", ge=1)
-    dropout: float = option(0.0, help="dropout rate in each residual block", ge=0, lt=1)
+    dropout: float = option(0.0, help="dropout rate in each residual block", ge=0, lt=1, binds=Binds.TRAINING)
     scale_shift: bool = option(True, help="the embedding scales and shifts each block's second norm; otherwise it is added before it")
     skip_rescale: bool = option(False, help="divide residual sums by sqrt(2) (arXiv:2011.13456, SR3)")
     resample: Resample = option(
@@ -66,7 +66,7 @@ class UNet(Backbone):
     )
     norm_groups: int = option(32, help="groups of a group norm; the greatest common divisor where this does not divide its channels", ge=1)
     norm_eps: float = option(1e-5, help="what each group norm adds to the variance (DDPM's code: 1e-6)", gt=0)
-    checkpoint: bool = option(False, help="compute blocks again in the backward pass: less memory, more time")
+    checkpoint: bool = option(False, help="compute blocks again in the backward pass: less memory, more time", binds=Binds.NOTHING)
 
     def build(self, spec: NetworkSpec) -> nn.Module:
         """The network; ValueError where its resolutions do not come out even, or an option would change nothing."""

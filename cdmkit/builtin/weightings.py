@@ -36,7 +36,11 @@ class P2(Weighting):
 
 @component("sigmoid")
 class Sigmoid(Weighting):
-    """A sigmoid of the log-SNR (Kingma & Gao, arXiv:2303.00848; Hoogeboom et al., arXiv:2410.19324)."""
+    """A sigmoid of the log-SNR (Kingma & Gao, arXiv:2303.00848; Hoogeboom et al., arXiv:2410.19324), as a weight of epsilon's error.
+
+    Those papers weigh an integral over log-SNR. Under timesteps drawn uniformly that has a further factor, the speed of log-SNR over t,
+    which is left out here: how often a noise level counts is for the schedule and the `density` to say. Their biases need not suit.
+    """
 
     bias: float = option(0.0, help="b: the log-SNR at which the weight is one half")
 

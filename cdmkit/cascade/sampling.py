@@ -37,6 +37,8 @@ class Renderer:
     seed: int = 0
     tick: Tick = _quiet
     guides: Mapping[str, Denoiser] = attrs.field(factory=dict)
+    labeled: bool = True
+    """Whether the data has classes: else networks are told none, whatever the labels."""
 
     @torch.inference_mode()
     def __call__(self, indices: Tensor, labels: Tensor, low_res: Tensor | None = None) -> dict[str, Tensor]:
@@ -61,7 +63,7 @@ class Renderer:
         indices, labels = indices.to(session.device), labels.to(session.device)
         told = condition(
             stage,
-            labels,
+            labels if self.labeled else None,
             low_res=None if low_res is None else low_res.to(session.device),
             enlarges=stage.enlarges(parent),
             draws=lambda number: Draw(Stream.of(self.seed, stage.name, "sample", "augment", number), indices),
@@ -106,8 +108,12 @@ def stop_at(child: Stage | None) -> int:
     return child.condition.s if child is not None and child.condition.mode is Mode.TRUNCATED else 0
 
 
-def condition(stage: Stage, labels: Tensor, low_res: Tensor | None, enlarges: LowRes | None, draws: Callable[[int], Draw]) -> Condition:
-    """What a stage's network is told when sampling. low_res: the images it enlarges; draws(n): chance for the n-th augmentation."""
+def condition(
+    stage: Stage, labels: Tensor | None, low_res: Tensor | None, enlarges: LowRes | None, draws: Callable[[int], Draw]
+) -> Condition:
+    """What a stage's network is told when sampling. labels: None where the data has no classes. low_res: the images it enlarges.
+    draws(n): chance for the n-th augmentation.
+    """
     label = labels if stage.labels else None
     if low_res is None or enlarges is None:
         return Condition(label)

@@ -24,7 +24,9 @@ _ROWS = 10
     "--count", type=click.IntRange(min=1), default=64, show_default=True, help="Real images; each costs as many network calls as --steps."
 )
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
-@click.option("--steps", type=click.IntRange(min=1), help="Points of a respaced chain, whose bound is looser; by default all T.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), help="Points of a respaced chain, whose bound is another one, mostly looser; by default all T."
+)
 @click.option("--units", type=click.Choice(["bits", "nats"]), default="bits", show_default=True, help="Bits or nats per dimension.")
 @click.option("--seed", type=click.IntRange(min=0), help="Decides the images' order and their noise; by default the recipe's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to; by default the run's eval/.")
@@ -92,7 +94,7 @@ def _check_metrics(metrics: str) -> None:
 
 def _print(result: Result) -> None:
     """A line of sums, and some rows of the curve."""
-    respaced = "" if result.calls == result.chain else f" (respaced: an upper bound of that of all {result.chain} timesteps)"
+    respaced = "" if result.calls == result.chain else f" (of a respaced chain, not of all {result.chain} timesteps)"
     click.echo(
         f"{result.stage} {result.resolution} x {result.resolution}: {result.total:.4f} +- {result.error:.4f} {result.units}, "
         f"{result.images} training images, {result.calls} points{respaced}; prior {result.prior:.2g}"

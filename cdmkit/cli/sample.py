@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Truncation step s at which STAGE (by default the last) takes over its parent's sample.",
 )
-@click.option("--steps", metavar="[STAGE=]N", multiple=True, help="Network calls of the sampler, of STAGE or of every stage.")
+@click.option("--steps", metavar="[STAGE=]N", multiple=True, help="Timesteps that the sampler visits, of STAGE or of every stage.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time; by default as the recipe says.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to; by default a new one in the run's samples/.")
 @overrides_option

@@ -7,7 +7,7 @@ from the alpha_bars that remain, so its betas are the recomputed ones (Improved 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import attrs
@@ -132,23 +132,26 @@ class Process:
     @property
     def betas(self) -> Tensor:
         """[K+1]: the variance of each noising step, DDPM eq. 2; entry 0 is 0."""
-        ab = self.alpha_bars
-        return 1 - ab / torch.cat((ab[:1], ab[:-1]))
+        return self.column("log_beta").exp()
 
     @property
     def posterior_variances(self) -> Tensor:
         """[K+1]: beta-tilde of DDPM eq. 7; entries 0 and 1 are 0."""
-        clean = 1 - torch.cat((self.alpha_bars[:1], self.alpha_bars[:-1]))
-        return self.betas * clean / (1 - self.alpha_bars).clamp(min=torch.finfo(clean.dtype).tiny)
+        return self.column("posterior_log_variance").exp().where(self.column("k") > 1, 0.0)
 
     @property
     def steps(self) -> int:
         """K, the number of noising steps."""
         return len(self.table) - 1
 
-    def keep(self, timesteps: Iterable[int]) -> Process:
-        """The chain over some points of this one: those of the given original timesteps, and 0. On the CPU, tables from float64."""
+    def keep(self, timesteps: Collection[int]) -> Process:
+        """The chain over some points of this one: those of the given original timesteps, and 0. On the CPU, tables from float64.
+
+        Raises ValueError, naming them, where there are no such timesteps.
+        """
         here = {timestep: index for index, timestep in enumerate(self.timesteps.tolist())}
+        if strange := sorted({*timesteps} - here.keys()):
+            raise ValueError(f"the chain has no timestep {', '.join(map(str, strange))}: it has {self.steps}, up to {max(here)}")
         kept = torch.tensor([here[timestep] for timestep in sorted({0, *timesteps})])
         return Process.of(self.alpha_bars.cpu()[kept], self.timesteps.cpu()[kept], self.total, self.variance_floor)
 
@@ -190,7 +193,7 @@ class Process:
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and clipped log-variance of q(x_{t-1} | x_t, x_0), DDPM eq. 6 and 7. t: int64 [B], 1..K."""
         point = self.point(t)
-        variance = self.posterior_variances[t].view_as(point.k)
+        variance = point.posterior_log_variance.exp().where(point.k > 1, 0.0)
         return posterior_mean(x0, x_t, point), variance, point.posterior_log_variance
 
 
@@ -207,10 +210,14 @@ def posterior_mean(x0: Tensor, x_t: Tensor, point: Point) -> Tensor:
 def between(process: Process, t: Tensor, uniform: Tensor) -> Point:
     """The points at alpha_bars drawn uniformly between those of t-1 and t (SR3, arXiv:2104.07636, sec. 2.4).
 
-    t: int64 [B], 1..K; uniform: [B] in [0, 1). Only alpha_bar, signal and noise are those of the place between; the rest is that of t.
+    t: int64 [B], 1..K; uniform: [B] in [0, 1). All that follows from alpha_bar is that of the place between; k, timestep, and what is of
+    the step from t to t - 1 is that of t.
     """
     point, before = process.point(t), process.point(t - 1)
     share = uniform.to(point.alpha_bar.dtype).view(-1, 1, 1, 1)
     alpha_bar = torch.lerp(point.alpha_bar, before.alpha_bar, share)
     noise = torch.lerp(point.noise.square(), before.noise.square(), share).sqrt()
-    return point._replace(alpha_bar=alpha_bar, signal=alpha_bar.sqrt(), noise=noise)
+    per_signal = alpha_bar.rsqrt()
+    return point._replace(
+        alpha_bar=alpha_bar, signal=alpha_bar.sqrt(), noise=noise, per_signal=per_signal, noise_per_signal=noise * per_signal
+    )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, repeat
 
 
 def even_timesteps(timesteps: int, steps: int) -> list[int]:
-    """`steps` equally spaced reals in [1, T], rounded (Improved DDPM, arXiv:2102.09672, section 4). T is always visited."""
+    """`steps` equally spaced reals in [1, T], rounded (Improved DDPM, arXiv:2102.09672, section 4). T is always visited.
+
+    Ties, and sums that fall beside them, go as in its code: the stride is added up from 0, then rounded as Python does.
+    """
     if not 1 <= steps <= timesteps:
         raise ValueError(f"cannot respace {timesteps} timesteps to {steps}: it must be 1 to {timesteps}")
     if steps == 1:
         return [timesteps]
-    return [1 + round(index * (timesteps - 1) / (steps - 1)) for index in range(steps)]
+    stride = (timesteps - 1) / (steps - 1)
+    return [1 + round(place) for place in accumulate(repeat(stride, steps - 1), initial=0.0)]
 
 
 def strided_timesteps(timesteps: int, steps: int) -> list[int]:

@@ -37,7 +37,7 @@ class Result:
     calls: int
     """Network calls for each image: the points of the chain."""
     chain: int
-    """T of the full chain; a respaced one, with fewer calls, has a looser bound."""
+    """T of the full chain; a respaced one, with fewer calls, has a bound of its own, mostly looser."""
     total: float
     error: float
     """Standard error of the mean over images; NaN for one image."""
@@ -83,6 +83,8 @@ class Measurement:
     steps: int | None = None
     """Points of a respaced chain, equally spaced (Improved DDPM section 4); None for all of them."""
     units: Units = Units.BITS
+    labeled: bool = True
+    """Whether the data has classes."""
 
     @torch.inference_mode()
     def __call__(self, stage: Stage, parent: Stage | None, network: nn.Module, session: Session, tick: Callable[[str], None]) -> Result:
@@ -134,7 +136,7 @@ class Measurement:
         alone = evolve(stage, condition=evolve(stage.condition, mode=Mode.NON_TRUNCATED))  # real images are no z_s
         told = condition(
             alone,
-            labels,
+            labels if self.labeled else None,
             low_res=None if enlarges is None else self.downsample(pixels, enlarges.resolution),
             enlarges=enlarges,
             draws=lambda number: Draw(Stream.of(self.seed, stage.name, "bound", "augment", number), positions),

@@ -73,6 +73,11 @@ class Scheduler:
         only("set_alpha_to_one", self.set_alpha_to_one, True)
         only("timestep_spacing", self.timestep_spacing, "leading", "trailing", "linspace")
         steps = min(50, self.num_train_timesteps)
+        if self.num_train_timesteps % steps:
+            raise ValueError(
+                f"num_train_timesteps = {self.num_train_timesteps}: the {steps} steps of a DDIMScheduler do not divide it evenly, and what "
+                "it rounds to is not what cdmkit visits. Save the pipeline with a DDPMScheduler, and choose a sampler in the recipe"
+            )
         made: dict[str, Any] = {"type": "ddim", "steps": steps}
         if self.timestep_spacing == "linspace":
             return made

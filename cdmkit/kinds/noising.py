@@ -53,7 +53,7 @@ class Timesteps(nn.Module, ABC):
         """A timestep for each image, a function of `draw` and of what was learned. Never makes the host wait."""
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        """Told of the unweighted losses [B], without gradients, at timesteps t [B]."""
+        """Told, at the end of a step, of its unweighted losses [B] at timesteps t [B]: NaN where nothing is to be learned."""
 
 
 class Weighting(Component):

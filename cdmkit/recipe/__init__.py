@@ -3,7 +3,7 @@
 from cdmkit.recipe.faults import Fault, Faults, RecipeFaults, SetupFaults, dotted
 from cdmkit.recipe.model import Data, Recipe, Requires, Sample
 from cdmkit.recipe.reading import read, read_stage
-from cdmkit.recipe.write import diff, to_table, to_toml
+from cdmkit.recipe.write import diff, loose, to_table, to_toml, without
 
 __all__ = [
     "Data",
@@ -16,8 +16,10 @@ __all__ = [
     "SetupFaults",
     "diff",
     "dotted",
+    "loose",
     "read",
     "read_stage",
     "to_table",
     "to_toml",
+    "without",
 ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from typing import Any
 
 import attrs
 
-from cdmkit.component import Component, option_of
+from cdmkit.component import Binds, Component, option_of
 from cdmkit.recipe.env import escaped
 from cdmkit.recipe.model import Recipe
 
@@ -39,6 +39,31 @@ def _default(field: attrs.Attribute[Any]) -> Any:
     """What an option is where a table does not say."""
     default: Any = field.default
     return default.factory() if hasattr(default, "factory") else default
+
+
+def loose(value: Any, least: Binds, path: str = "") -> Iterator[str]:
+    """The keys within a component or table, such as "backbone.dropout", of the options that bind less than `least`."""
+    if isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from loose(item, least, f"{path}[{index}]")
+    if not attrs.has(type(value)):
+        return
+    for field in attrs.fields(type(value)):
+        known, key = option_of(field), f"{path}.{field.name}".removeprefix(".")
+        if known and known.binds < least:
+            yield key
+        elif known:
+            yield from loose(getattr(value, field.name), least, key)
+
+
+def without(table: Any, keys: Collection[str], path: str = "") -> Any:
+    """A plain table without some keys, each as `loose` gives it."""
+    if isinstance(table, Mapping):
+        inner = {name: f"{path}.{name}".removeprefix(".") for name in table}
+        return {name: without(table[name], keys, key) for name, key in inner.items() if key not in keys}
+    if isinstance(table, list):
+        return [without(item, keys, f"{path}[{index}]") for index, item in enumerate(table)]
+    return table
 
 
 def to_toml(recipe: Recipe) -> str:

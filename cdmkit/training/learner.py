@@ -16,6 +16,7 @@ from cdmkit.kinds import Batch, Session
 from cdmkit.training import optimizer_state
 from cdmkit.training.checkpoint import Checkpoint, fit, read_weights
 from cdmkit.training.ema import Ema
+from cdmkit.training.step import Losses
 
 
 class Update(NamedTuple):
@@ -58,13 +59,16 @@ class Learner:
         share = min(1.0, (self.step + 1) / self.stage.train.warmup) if self.stage.train.warmup else 1.0
         return self.stage.train.optimizer.lr * share
 
-    def update(self, losses: Callable[[Batch], Tensor], parts: Iterator[Batch]) -> Update:
+    def update(self, losses: Callable[[Batch], Losses], parts: Iterator[Batch]) -> Update:
         """One optimizer step on the next `accumulate` parts of a batch. Never waits for the device where the optimizer is fused."""
         _seed_torch(self.bad_steps.device, Stream.of(self.seed, self.stage.name, "dropout", self.step))
         count = self.stage.train.accumulate
         loss = torch.zeros_like(self.bad_steps)
+        seen = []
         for _ in range(count):
-            part = losses(next(parts)).mean() / count
+            found = losses(next(parts))
+            seen.append((found.t, found.plain))
+            part = found.weighted.mean() / count
             part.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
             loss += part.detach()
         parameters = [p for p in self.network.parameters() if p.grad is not None]
@@ -73,6 +77,8 @@ class Learner:
         if self.stage.train.clip_grad:
             clip_grads_with_norm_(parameters, self.stage.train.clip_grad, norm)
         self._move(bad)
+        t, plain = map(torch.cat, zip(*seen, strict=True))
+        self.timesteps.learn(t, torch.where(bad, torch.nan, plain))  # of what is not finite nothing is learned
         self.optimizer.zero_grad()
         return Update(loss, norm, bad)
 

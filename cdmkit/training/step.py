@@ -5,6 +5,8 @@ So an image gets the same noise whatever the batch size, the split into parts or
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import attrs
 import torch
 from torch import Tensor
@@ -24,6 +26,17 @@ class Enlarged:
     resolution: int
     process: Process
     """The full chain that their augmentations count in, on the device."""
+
+
+class Losses(NamedTuple):
+    """How wrong the network is about each image of a batch."""
+
+    weighted: Tensor
+    """[B], float32: what training minimises."""
+    t: Tensor
+    """int64 [B]: the timesteps that they were noised to."""
+    plain: Tensor
+    """[B], without weights and gradients: what the density learns from."""
 
 
 @attrs.frozen(eq=False)
@@ -68,8 +81,8 @@ class Objective:
             enlarges=None if low_res is None else Enlarged(low_res.resolution, low_res.schedule.process().to(device)),
         )
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """The loss of each image of a batch on any device: [B], float32."""
+    def __call__(self, batch: Batch) -> Losses:
+        """The losses of a batch on any device."""
         images, labels, positions = (tensor.to(self.session.device, non_blocking=True) for tensor in batch)
         if self.stage.train.flip:
             mirrored = self._draw(positions, "flip").uniform() < 0.5
@@ -82,8 +95,7 @@ class Objective:
             output = self.denoiser.output(noised.x_t, noised.point, condition)
         exact = Output(output.value.float(), None if output.ranged is None else output.ranged.float())
         losses = self.stage.loss(exact, noised, self.stage.parameterization)
-        self.timesteps.learn(t, losses.detach())
-        return losses if weight is None else losses * weight
+        return Losses(losses if weight is None else losses * weight, t, losses.detach())
 
     def _draw(self, positions: Tensor, *words: str | int) -> Draw:
         return Draw(Stream.of(self.seed, self.stage.name, *words), positions)

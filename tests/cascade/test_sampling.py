@@ -184,3 +184,12 @@ def test_only_a_truncated_child_stops_its_parent() -> None:
     assert stop_at(None) == 0
     assert stop_at(two_stages(Mode.NON_TRUNCATED, 8)[1]) == 0
     assert stop_at(two_stages(Mode.TRUNCATED, 8)[1]) == 8
+
+
+def test_networks_of_data_without_classes_are_told_no_label() -> None:
+    """As in training, whatever the labels."""
+    base = stage("base")
+    made = networks([base])
+    made["base"].network = base.backbone.build(base.network_spec(0))
+    Renderer([base], made, {"base": Counting()}, labeled=False)(INDICES, LABELS)
+    assert all(condition.label is None for _, _, condition in made["base"].told)

@@ -42,7 +42,7 @@ def test_json_is_the_same_numbers(trained: Path, tmp_path: Path) -> None:
     assert (base["stage"], base["calls"], base["chain"], base["units"], len(base["terms"])) == ("base", 5, 20, "nats per dimension", 5)
     assert json.loads((tmp_path / "bpd-base.json").read_text())["total"] == base["total"]
     text = tiny.call("eval", trained, *arguments[:-3], "--out", tmp_path).stdout
-    assert "5 points (respaced: an upper bound of that of all 20 timesteps)" in text
+    assert "5 points (of a respaced chain, not of all 20 timesteps)" in text
 
 
 def test_progress_goes_to_stderr(trained: Path) -> None:

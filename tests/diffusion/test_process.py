@@ -175,6 +175,10 @@ def test_a_drawn_alpha_bar_lies_between_its_neighbours_evenly() -> None:
     torch.testing.assert_close(point.signal.square(), point.alpha_bar, rtol=1e-12, atol=0)
     torch.testing.assert_close(point.noise.square(), 1 - point.alpha_bar, rtol=1e-9, atol=0)
     assert torch.equal(point.timestep.flatten(), t.double())
+    x0, epsilon = images(4), images(4, seed=1)
+    for prediction in Prediction:
+        said = prediction.target(x0, epsilon, point)
+        torch.testing.assert_close(prediction.x0(said, add_noise(x0, epsilon, point), point), x0, rtol=1e-9, atol=1e-9)
 
 
 def test_what_formulas_are_given_is_not_written_to() -> None:
@@ -187,3 +191,19 @@ def test_what_formulas_are_given_is_not_written_to() -> None:
         for made in (prediction.x0, prediction.epsilon, prediction.target):
             made(x0, other, point)
     assert (torch.equal(x0, before[0]), torch.equal(other, before[1])) == (True, True)
+
+
+def test_variances_of_a_moved_chain_keep_their_precision() -> None:
+    """Betas from 1e-6 in float32: read from logs that were made in float64, not from alpha_bars rounded to 1."""
+    process = Linear(timesteps=2000, beta_start=1e-6, beta_end=1e-2).process()
+    single = process.to("cpu")
+    torch.testing.assert_close(single.betas.double(), process.betas, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(single.posterior_variances.double(), process.posterior_variances, rtol=1e-5, atol=1e-12)
+    _, variance, _ = single.posterior(images(2).float(), images(2).float(), torch.tensor([1, 2]))
+    assert variance.flatten().tolist() == pytest.approx([0.0, float(process.posterior_variances[2])], rel=1e-5)
+
+
+def test_timesteps_that_are_not_there_cannot_be_kept() -> None:
+    """They are named."""
+    with pytest.raises(ValueError, match="the chain has no timestep -1, 12: it has 10, up to 10"):
+        Cosine(timesteps=10).process().keep([3, 12, -1])

@@ -24,6 +24,16 @@ def test_even_respacing_is_equal_spacing_of_1_to_t() -> None:
     assert even_timesteps(10, 1) == [10]
 
 
+@pytest.mark.parametrize(("timesteps", "steps"), [(2000, 15), (2000, 25), (500, 25), (1000, 21), (1000, 50), (4000, 250)])
+def test_even_respacing_adds_up_a_stride_as_published_code_does(timesteps: int, steps: int) -> None:
+    """In floating point, where a tie can fall to either side."""
+    expected, place = [], 0.0
+    for _ in range(steps):
+        expected.append(1 + round(place))
+        place += (timesteps - 1) / (steps - 1)
+    assert even_timesteps(timesteps, steps) == expected
+
+
 @pytest.mark.parametrize("steps", [0, 11])
 def test_an_impossible_respacing_is_refused(steps: int) -> None:
     """No step, or more steps than timesteps."""

@@ -200,7 +200,10 @@ def test_networks_that_cdmkit_has_not_are_refused_by_the_key(change: dict[str, A
         ({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, "set_alpha_to_one = false"),
         ({"_class_name": "DDIMScheduler", "steps_offset": 1}, "steps_offset = 1"),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "karras"}, "timestep_spacing"),
-        ({"_class_name": "DDIMScheduler", "num_train_timesteps": 75, "beta_end": 0.1}, "no whole stride makes 50 of 75"),
+        (
+            {"_class_name": "DDIMScheduler", "num_train_timesteps": 75, "beta_end": 0.1},
+            "the 50 steps of a DDIMScheduler do not divide it evenly",
+        ),
         ({"beta_start": 0.5, "beta_end": 0.1}, "betas must rise within"),
         ({"beta_end": 0.9}, "alpha_bar ends at 0, where epsilon says nothing"),
         ({"num_train_timesteps": 0}, "schedule.timesteps: 0 is out of range"),

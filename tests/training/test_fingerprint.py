@@ -51,7 +51,7 @@ SAME = fingerprint("sr", STAGE, PARENT, DATA, 0)
         ("train.ema", 0.99),
         ("density", {"type": "log-normal"}),
         ("loss", {"type": "vlb"}),
-        ("weights", "other.safetensors"),
+        ("label_dropout", 0.1),
     ],
 )
 def test_what_determines_the_weights_changes_it(path: str, value: object) -> None:
@@ -115,7 +115,7 @@ def test_weights_mean_the_same_whether_images_are_a_parents_or_real() -> None:
     assert lasting({**plain_alone, "low_res": 16}, None) != lasting(plain, PARENT)
 
 
-@pytest.mark.parametrize("key", ["loss", "density", "weights"])
+@pytest.mark.parametrize("key", ["loss", "density", "label_dropout"])
 def test_how_weights_were_learned_does_not_change_what_they_mean(key: str) -> None:
     """Sampling asks for the network and its parameterization only."""
     assert lasting(changed(STAGE, key, "other"), PARENT) == lasting(STAGE, PARENT)

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cdmkit.builtin.densities import LossAware
+from cdmkit.builtin.schedules import Cosine
 from cdmkit.cascade import Stage
 from cdmkit.component import component, option
 from cdmkit.data.resize import Resize
+from cdmkit.draws import Draw, Stream
 from cdmkit.kinds import Batch, Optimizer
 from cdmkit.training.learner import Learner, Update
 from cdmkit.training.step import Objective
@@ -150,3 +153,28 @@ def test_dropout_belongs_to_the_step() -> None:
     same_batch = random_batch(torch.arange(4))
     first, second = (float(learner.update(objective, iter([same_batch])).loss) for _ in range(2))
     assert first != second
+
+
+def test_what_a_density_learns_does_not_depend_on_how_a_batch_is_split() -> None:
+    """Losses are told at the end of a step: its parts are drawn alike."""
+    options: dict[str, Any] = {"density": LossAware(history=1), "schedule": Cosine(timesteps=4)}
+    learners = [steps(make_stage({"batch": 8, "accumulate": parts}, **options), 5)[0] for parts in (1, 4)]
+    first, second = (learner.timesteps.state_dict() for learner in learners)
+    assert torch.equal(first["seen"], second["seen"])
+    torch.testing.assert_close(first["losses"], second["losses"])
+
+
+def test_a_density_learns_nothing_from_a_bad_step() -> None:
+    """And is not thrown off by losses whose squares no float holds."""
+    stage = make_stage({"batch": 8}, density=LossAware(history=1), schedule=Cosine(timesteps=4), backbone=Tiny(nan_calls=(2,)))
+    learner, objective = make_learner(stage)
+    stream = parts(stage)
+    learner.update(objective, stream)
+    before = {name: tensor.clone() for name, tensor in learner.timesteps.state_dict().items()}
+    assert bool(learner.update(objective, stream).bad)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.timesteps.state_dict().items())
+    learner.timesteps.learn(torch.arange(1, 5), torch.tensor([1e25, 1.0, 1e25, 0.0]))
+    t, weight = learner.timesteps.draw(Draw(Stream.of(0, "t"), torch.arange(1000)))
+    assert weight is not None
+    assert bool(weight.isfinite().all())
+    assert set(t[:200].tolist()) >= {1, 3}

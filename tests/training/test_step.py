@@ -39,7 +39,7 @@ def heard(stage: Stage, batch: Batch, parent: Stage | None = None) -> tuple[Tens
     session = stage.backend.start()
     timesteps = stage.density.start(stage.process())
     objective = Objective.of(stage, parent, ear, timesteps, classes=CLASSES, downsample=Resize.AREA, seed=0, session=session)
-    return objective(batch), ear
+    return objective(batch).weighted, ear
 
 
 def pixels_of(batch: Batch) -> Tensor:
@@ -173,6 +173,6 @@ def test_losses_are_float32_under_bf16() -> None:
     network = stage.backbone.build(stage.network_spec(CLASSES))
     session, timesteps = stage.backend.start(), stage.density.start(stage.process())
     objective = Objective.of(stage, None, network, timesteps, classes=CLASSES, downsample=Resize.AREA, seed=0, session=session)
-    losses = objective(BATCH)
+    losses = objective(BATCH).weighted
     assert losses.dtype == torch.float32
     assert bool(losses.isfinite().all())
