@@ -20,12 +20,6 @@ _TOLD = ("resolution", "enlarges", "labels", "upsample", "augment")
 
 def check_weights(stage: Stage, parent: Stage | None, plugins: Plugins) -> None:
     """Raise CheckpointError where a file of weights that a stage names is not there or not of such a stage."""
-    for path in (stage.weights, stage.guidance.guide if stage.guidance else None):
-        if path and not Path(path).is_file():
-            raise CheckpointError(
-                f"stage {stage.name!r}: there is no file {path}. It is to hold weights as cdmkit writes them: ema.safetensors of a "
-                "checkpoint, or what `cdmkit import` makes of published ones."
-            )
     if stage.weights is not None:
         check_trained_as_is(stage, parent, Path(stage.weights))
     guiding(stage, parent, plugins)
@@ -49,7 +43,7 @@ def guiding(stage: Stage, parent: Stage | None, plugins: Plugins) -> Stage | Non
     path = stage.guidance and stage.guidance.guide
     if not path:
         return None
-    told = training.read_metadata(Path(path))
+    told = _told(stage, Path(path))
     guide = read_stage(told, plugins.catalog)
     if guide is None:
         raise CheckpointError(f"{path} does not say what stage it is of: guidance needs a weights file that cdmkit wrote")
@@ -62,7 +56,7 @@ def guiding(stage: Stage, parent: Stage | None, plugins: Plugins) -> Stage | Non
 
 def check_trained_as_is(stage: Stage, parent: Stage | None, path: Path) -> None:
     """Raise CheckpointError where the weights in a file mean something else than this stage takes them for."""
-    told = training.read_metadata(path)
+    told = _told(stage, path)
     if "table" not in told:  # weights that say nothing of themselves are refused if they do not fit
         return
     before = training.lasting(told["table"], told["parent"])
@@ -76,9 +70,19 @@ def check_trained_as_is(stage: Stage, parent: Stage | None, path: Path) -> None:
         )
 
 
+def _told(stage: Stage, path: Path) -> dict[str, Any]:
+    """What a file of weights says of itself. Raises CheckpointError where there is none."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"stage {stage.name!r}: there is no file {path}. It is to hold weights as cdmkit writes them: ema.safetensors of a checkpoint, "
+            "or what `cdmkit import` makes of published ones."
+        )
+    return training.read_metadata(path)
+
+
 def check_begun_as_is(stage: Stage, path: Path) -> None:
     """Raise CheckpointError where a stage names other `weights` than those that its checkpoint at `path` began with."""
-    told = training.read_metadata(path)
+    told = _told(stage, path)
     began = told.get("table", {}).get("weights")
     if stage.train.steps and "table" in told and stage.weights != began:
         raise CheckpointError(

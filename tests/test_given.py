@@ -79,6 +79,16 @@ def test_its_graph_begins_with_real_images(tmp_path: Path) -> None:
     assert 's0r("real images<br/>4 x 4") -->|"x2 bilinear<br/>gaussian-noise<br/>non-truncated, s = 5"| s0' in shown
 
 
+def test_a_regression_with_a_weighting_would_learn_nothing(tmp_path: Path) -> None:
+    """Its only timestep would have a weight of 0: a fault of the recipe."""
+    text = ALONE.replace('"cosine", timesteps = 20', '"regression"').replace('"epsilon"', '"x0"')
+    text = text.replace('"gaussian-noise"', '"gaussian-blur"').replace("condition = { s = 5 }\n", "").replace("steps = 2 }", "steps = 1 }")
+    assert tiny.call("validate", tiny.write(tmp_path, text)).exit_code == 0
+    weighted = text.replace('type = "simple"', 'type = "simple", weighting = { type = "min-snr" }')
+    result = tiny.call("validate", tiny.write(tmp_path, weighted))
+    assert (result.exit_code, "loss: weighting gives every timestep of this schedule a weight of 0" in result.stderr) == (3, True)
+
+
 def test_its_resolution_must_be_a_multiple(tmp_path: Path) -> None:
     """Of what it enlarges."""
     result = tiny.call("validate", tiny.write(tmp_path, ALONE.replace("low_res = 4", "low_res = 3")))
@@ -286,7 +296,7 @@ def test_what_cannot_guide_is_refused(trained: Path, tmp_path: Path) -> None:
     for path, words in (
         (other, "it was trained with another schedule"),
         (alone, "it was trained with another resolution and enlarges and augment"),
-        (tmp_path / "no", "cannot be read"),
+        (tmp_path / "no", "there is no file"),
     ):
         guidance = f'stage.base.guidance={{ type = "autoguidance", scale = 2, weights = "{path}" }}'
         result = tiny.call("sample", trained, "--set", guidance, "--out", tmp_path / "out")

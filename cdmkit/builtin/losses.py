@@ -7,7 +7,7 @@ from enum import Enum
 from torch import Tensor
 
 from cdmkit.component import Component, component, option, table
-from cdmkit.diffusion import Noised, Output, Parameterization, Prediction, Units, vlb_term
+from cdmkit.diffusion import Noised, Output, Parameterization, Prediction, Process, Units, vlb_term
 from cdmkit.diffusion.denoiser import Denoised
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Loss, Weighting
@@ -36,6 +36,11 @@ class Direct(Loss):
     def __attrs_post_init__(self) -> None:
         if self.weighting is not None and self.norm is not Norm.L2:
             raise ValueError('weighting is for squared errors: it needs norm = "l2"')
+
+    def check(self, process: Process) -> None:
+        """Weights count epsilon's error, which says nothing of the image where no signal is left."""
+        if self.weighting is not None and not process.alpha_bars[1:].any():
+            raise ValueError("weighting gives every timestep of this schedule a weight of 0: remove it")
 
     def error(self, output: Output, noised: Noised, parameterization: Parameterization) -> Tensor:
         """L_simple, DDPM eq. 14, of whatever the network predicts, weighted: [B]."""

@@ -80,6 +80,9 @@ class Loss(Component):
     discrete: ClassVar[bool] = False
     """Whether it needs examples at whole timesteps, so that `noise_input = "alpha-bar"` cannot be trained with it."""
 
+    def check(self, process: Process) -> None:
+        """Raise ValueError, saying why, where nothing can be learned by it along a chain."""
+
     @abstractmethod
     def __call__(self, output: Output, noised: Noised, parameterization: Parameterization) -> Tensor:
         """The loss of each example, [B]: the mean over its channels and pixels."""

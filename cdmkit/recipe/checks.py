@@ -102,6 +102,7 @@ def check_cascade(recipe: Recipe) -> Iterator[Problem]:
         if enlarges is not None:
             yield from _check_resolution(stage, enlarges)
             yield from _check_augment(stage, enlarges) or _check_handover(stage, enlarges, parent)
+        yield from _check_loss(stage)
         yield from _check_sampler(stage, recipe)
 
 
@@ -123,6 +124,13 @@ def _check_schedules(stage: Stage) -> Iterator[Problem]:
         if stage.prediction is Prediction.EPSILON and end == 0:
             words = 'alpha_bar ends at 0, where epsilon says nothing of the image: choose prediction = "v" or "x0", or less noise'
             yield Problem(("stage", stage.name, key), words)
+
+
+def _check_loss(stage: Stage) -> Iterator[Problem]:
+    try:
+        stage.loss.check(stage.process())
+    except ValueError as error:
+        yield Problem(("stage", stage.name, "loss"), str(error))
 
 
 def _check_resolution(stage: Stage, enlarges: LowRes) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cdmkit.builtin.losses import Hybrid, Norm, Simple
-from cdmkit.builtin.schedules import Cosine
+from cdmkit.builtin.schedules import Cosine, Regression
 from cdmkit.builtin.weightings import P2, MinSnr, Sigmoid
 from cdmkit.diffusion import Noised, Output, Parameterization, Prediction, Variance
 from cdmkit.kinds import Weighting
@@ -91,3 +91,11 @@ def test_absolute_errors_are_not_weighted() -> None:
     """The conversion between predictions is that of squares."""
     with pytest.raises(ValueError, match='weighting is for squared errors: it needs norm = "l2"'):
         Simple(norm=Norm.L1, weighting=MinSnr())
+
+
+def test_a_schedule_that_leaves_no_signal_cannot_be_weighted() -> None:
+    """Every weight would be 0, and nothing would be learned: along a regression."""
+    with pytest.raises(ValueError, match="gives every timestep of this schedule a weight of 0"):
+        Simple(weighting=MinSnr()).check(Regression().process())
+    Simple(weighting=MinSnr()).check(PROCESS)
+    Simple().check(Regression().process())
