@@ -15,7 +15,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"pipeline"},
-    {"evaluation", "importing", "planning", "sampling", "weights"},
+    {"evaluation", "importing", "place", "planning", "sampling", "weights"},
     {"recipe", "training"},
     {"log", "plugins", "runs"},
     {"catalog"},

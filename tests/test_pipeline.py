@@ -21,6 +21,7 @@ from cdmkit.errors import Stopped
 from cdmkit.events import Progress, Warned
 from cdmkit.hookspecs import hookimpl
 from cdmkit.log import read_metrics
+from cdmkit.place import Place
 from cdmkit.plugins import load_plugins
 from cdmkit.recipe import read
 from cdmkit.training.checkpoint import load, read_weights
@@ -353,7 +354,7 @@ class Stops:
 def test_a_signal_ends_a_preview(tmp_path: Path) -> None:
     """Training stops at the step that is saved, and no picture of it is written."""
     with pytest.raises(Stopped, match=r"stopped by SIGTERM at step 2 of 4 of stage 'base'; all is saved"):
-        pipeline.run(tiny.write(tmp_path), load_plugins(extra=[Stops()]), (), pipeline.Place(root=tmp_path))
+        pipeline.run(tiny.write(tmp_path), load_plugins(extra=[Stops()]), (), Place(root=tmp_path))
     assert [path.name for path in tmp_path.glob("tiny/*/stages/base/ckpt/*")] == ["step-00000002"]
     assert not list(tmp_path.rglob("*.png"))
 
@@ -389,7 +390,7 @@ class Listens:
 def test_a_failing_observer_does_not_end_the_run_nor_silence_others(tmp_path: Path) -> None:
     """It is warned of once, by name, to all that observe; others, before and after it, miss nothing."""
     first, last = Listens(), Listens()
-    grid = pipeline.run(tiny.write(tmp_path), load_plugins(extra=[first, Breaks(), last]), (), pipeline.Place(root=tmp_path))
+    grid = pipeline.run(tiny.write(tmp_path), load_plugins(extra=[first, Breaks(), last]), (), Place(root=tmp_path))
     warning = "plugin Breaks failed in cdmkit_progress: ConnectionError: no route at step 2. The work goes on."
     for observer in (first, last):
         assert (observer.steps, observer.warnings) == ([2, 4, 2, 4], [warning])

@@ -32,10 +32,9 @@ def run(
         raise click.UsageError("--allow-recipe-change and --force go with --resume")
     from cdmkit import pipeline
     from cdmkit.cli.watching import Watcher
+    from cdmkit.place import Place
 
-    place = pipeline.Place(
-        root=runs, folder=folder, resume=resume, force=force, allow_recipe_change=allow_recipe_change, command=tuple(sys.argv)
-    )
+    place = Place(root=runs, folder=folder, resume=resume, force=force, allow_recipe_change=allow_recipe_change, command=tuple(sys.argv))
     with Watcher() as watcher:
         grid = pipeline.run(recipe, loaded_plugins([watcher]), overrides, place)
     click.echo(str(grid))
