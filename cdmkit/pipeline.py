@@ -252,6 +252,8 @@ def measure_bpd(
         raise UsageError(f"the data has {card.count} images, not {count}: lower --count")
     if short := [stage.name for stage in stages if steps and steps > stage.process().steps]:
         raise UsageError(f"stage {short[0]!r} has fewer than {steps} timesteps: lower --steps, or leave it out for all of them")
+    place = folder or run.path / "eval"
+    bpd.open_folder(place)
     measure = bpd.Measurement(
         source=recipe.data.source,
         downsample=recipe.data.downsample,
@@ -269,6 +271,6 @@ def measure_bpd(
         session = stage.backend.start()
         result = measure(stage, parent, open_network(stage, path, recipe.data.classes, session), session, progress)
         facts = {"weights": str(path), "seed": seed, "split": "train", "downsample": recipe.data.downsample.value}
-        result.write(folder or run.path / "eval", {**facts, "s": stage.condition.s if stage.enlarging else None})
+        result.write(place, {**facts, "s": stage.condition.s if stage.enlarging else None})
         results.append(result)
     return results

@@ -95,9 +95,10 @@ def _check_metrics(metrics: str) -> None:
 def _print(result: Result) -> None:
     """A line of sums, and some rows of the curve."""
     respaced = "" if result.calls == result.chain else f" (of a respaced chain, not of all {result.chain} timesteps)"
+    error, plural = (f" +- {result.error:.4f}", "s") if result.images > 1 else ("", "")
     click.echo(
-        f"{result.stage} {result.resolution} x {result.resolution}: {result.total:.4f} +- {result.error:.4f} {result.units}, "
-        f"{result.images} training images, {result.calls} points{respaced}; prior {result.prior:.2g}"
+        f"{result.stage} {result.resolution} x {result.resolution}: {result.total:.4f}{error} {result.units}, "
+        f"{result.images} training image{plural}, {result.calls} points{respaced}; prior {result.prior:.2g}"
     )
     last = len(result.terms) - 1
     shown = sorted({round(row * last / (_ROWS - 1)) for row in range(_ROWS)})

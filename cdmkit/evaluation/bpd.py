@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,13 +64,28 @@ class Result:
         columns = (self.timesteps, self.terms, self.x0_error, self.epsilon_error)
         lines = ["timestep,term,x0_error,epsilon_error", *(",".join(map(repr, row)) for row in zip(*columns, strict=True))]
         title = f"{self.stage}: {self.total:.3f} {self.units}, by timestep"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+        open_folder(folder)
+        with _writing(folder):
             write_json(stem.with_suffix(".json"), {**self.table(), **facts})
             write_text(stem.with_suffix(".csv"), "\n".join(lines) + "\n")
             write_curve(stem.with_suffix(".png"), self.timesteps, self.terms, title, "timestep")
-        except OSError as error:
-            raise SetupError(f"results cannot be written into {folder}: {error}. Make room there, or choose another by --out.") from error
+
+
+def open_folder(folder: Path) -> None:
+    """Make a folder for results: before the work, not after it. Raises SetupError where it cannot be written to."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("it cannot be written to")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raise SetupError, with what to do, where `folder` cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(f"results cannot be written into {folder}: {error}. Make room there, or choose another by --out.") from error
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -100,10 +117,11 @@ class Measurement:
             for batch in self._batches():
                 images, labels, positions = (each.to(session.device) for each in batch)
                 pixels = to_float(images)
+                x0 = self.downsample(pixels, stage.resolution)  # not under autocast: as a product of matrices it would be in bf16
                 denoise = self._denoise(stage, parent, network, session, pixels, labels, positions, tick)
                 with session.autocast():
-                    bound = full_bound(denoise, self.downsample(pixels, stage.resolution), chain, self._noise(stage, positions), self.units)
-                bounds.append(Bound(*(part.double().cpu() for part in bound)))
+                    bound = full_bound(denoise, x0, chain, self._noise(stage, positions), self.units)
+                bounds.append(Bound(*(part.cpu().double() for part in bound)))  # in this order: MPS has no float64
         return self._result(stage, chain, Bound(*(torch.cat(parts) for parts in zip(*bounds, strict=True))))
 
     def calls(self, stage: Stage) -> int:

@@ -45,6 +45,15 @@ def test_json_is_the_same_numbers(trained: Path, tmp_path: Path) -> None:
     assert "5 points (of a respaced chain, not of all 20 timesteps)" in text
 
 
+def test_of_one_image_no_error_is_told(trained: Path, tmp_path: Path) -> None:
+    """There is none: the line has no `+-`, the JSON has null."""
+    result = tiny.call("eval", trained, "--stage", "base", "--count", 1, "--out", tmp_path)
+    assert " bits per dimension, 1 training image, 20 points; prior" in result.stdout
+    assert "+-" not in result.stdout
+    assert "nan" not in result.stdout
+    assert json.loads((tmp_path / "bpd-base.json").read_text())["error"] is None
+
+
 def test_progress_goes_to_stderr(trained: Path) -> None:
     """Stdout holds the result alone."""
     result = tiny.call("eval", trained, "--count", 2, "--batch", 1, "--json")
