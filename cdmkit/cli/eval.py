@@ -100,8 +100,8 @@ def _print(result: Result) -> None:
         f"{result.stage} {result.resolution} x {result.resolution}: {result.total:.4f}{error} {result.units}, "
         f"{result.images} training image{plural}, {result.calls} points{respaced}; prior {result.prior:.2g}"
     )
-    last = len(result.terms) - 1
-    shown = sorted({round(row * last / (_ROWS - 1)) for row in range(_ROWS)})
+    points = len(result.terms)  # shown at equal ratios: most of the sum is at the first of them
+    shown = sorted({round(points ** (row / (_ROWS - 1))) - 1 for row in range(_ROWS)})
     rows = [_row(result, index) for index in shown]
     print_table(("timestep", "term", "sum up to here", "error of x0", "error of epsilon"), rows)
 

@@ -34,6 +34,15 @@ def test_every_stage_is_measured_and_kept_in_the_run(trained: Path) -> None:
     )
 
 
+def test_rows_are_at_equal_ratios_of_points(trained: Path, tmp_path: Path) -> None:
+    """From the first to the last: most of the sum is at the first ones. The last row has all of it."""
+    said = tiny.call("eval", trained, "--stage", "base", "--count", 2, "--out", tmp_path).stdout
+    rows = [line.split() for line in said.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+    assert [int(row[0]) for row in rows] == [1, 2, 3, 4, 5, 7, 10, 14, 20]
+    told = json.loads((tmp_path / "bpd-base.json").read_text())
+    assert float(rows[-1][2]) == pytest.approx(told["total"] - told["prior"], rel=1e-3)
+
+
 def test_json_is_the_same_numbers(trained: Path, tmp_path: Path) -> None:
     """Of one stage, along a respaced chain, in nats, into another folder."""
     arguments = ("--stage", "base", "--count", 4, "--steps", 5, "--units", "nats", "--json", "--out", tmp_path)
