@@ -265,10 +265,11 @@ def measure_bpd(
         labeled=recipe.data.classes > 0,
     )
     progress, results = Progress(emit, total={stage.name: measure.calls(stage) for stage in stages}), []
+    paths = {stage.name: weights_of(stage, run.path / "stages") for stage in stages}
+    for stage in stages:  # all of them before the work
+        check_trained_as_is(stage, recipe.cascade.parent(stage), paths[stage.name])
     for stage in stages:
-        path, parent = weights_of(stage, run.path / "stages"), recipe.cascade.parent(stage)
-        check_trained_as_is(stage, parent, path)
-        session = stage.backend.start()
+        path, parent, session = paths[stage.name], recipe.cascade.parent(stage), stage.backend.start()
         result = measure(stage, parent, open_network(stage, path, recipe.data.classes, session), session, progress)
         facts = {"weights": str(path), "seed": seed, "split": "train", "downsample": recipe.data.downsample.value}
         result.write(place, {**facts, "s": stage.condition.s if stage.enlarging else None})

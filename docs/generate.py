@@ -288,10 +288,9 @@ def anchor(component: type[Component]) -> str:
 
 def places(kind: type[Component]) -> Lines:
     """The keys under which a component of a kind can stand."""
-    for path, cls in tables():
-        for name, of, *_ in options(cls):
-            if kind in parts(of):
-                yield f"`{path}.{name}`"
+    inner = ((c.kind, c) for plugin in load_plugins().loaded if plugin.identity.builtin for c in plugin.components)
+    found = [f"`{path}.{name}`" for path, cls in (*tables(), *inner) for name, of, *_ in options(cls) if kind in parts(of)]
+    yield from dict.fromkeys(found)
 
 
 def attributes(cls: type[Any]) -> Lines:

@@ -89,6 +89,13 @@ def test_a_regression_with_a_weighting_would_learn_nothing(tmp_path: Path) -> No
     assert (result.exit_code, "loss: weighting gives every timestep of this schedule a weight of 0" in result.stderr) == (3, True)
 
 
+def test_a_regression_told_alpha_bar_would_be_shown_the_image(tmp_path: Path) -> None:
+    """Levels between its timestep and the clean image: a fault of the recipe."""
+    text = ALONE.replace('"cosine", timesteps = 20', '"regression"').replace('"epsilon"', '"x0"\nnoise_input = "alpha-bar"')
+    result = tiny.call("validate", tiny.write(tmp_path, text))
+    assert (result.exit_code, "draws levels between timesteps" in result.stderr) == (3, True), result.stderr
+
+
 def test_its_resolution_must_be_a_multiple(tmp_path: Path) -> None:
     """Of what it enlarges."""
     result = tiny.call("validate", tiny.write(tmp_path, ALONE.replace("low_res = 4", "low_res = 3")))

@@ -24,6 +24,10 @@ class Scaled(Guidance):
     min_sigma: float = option(0.0, help="guide only where noise / signal is above this", ge=0)
     max_sigma: float | None = option(None, help="guide only where noise / signal is at most this; default: no bound", gt=0)
 
+    def __attrs_post_init__(self) -> None:
+        if self.max_sigma is not None and self.min_sigma >= self.max_sigma:
+            raise ValueError(f"min_sigma = {self.min_sigma:g} is not below max_sigma = {self.max_sigma:g}: it would never guide")
+
     def _guides(self, point: Point) -> bool:
         """Whether it acts at a place."""
         upper = math.inf if self.max_sigma is None else self.max_sigma

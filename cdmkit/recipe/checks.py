@@ -114,13 +114,18 @@ def _check_unlabeled(stage: Stage) -> Iterator[Problem]:
 
 
 def _check_schedules(stage: Stage) -> Iterator[Problem]:
-    """Whether a stage's schedules make processes that its prediction can be sampled along."""
+    """Whether a stage's schedules make processes that its prediction can be sampled along, and its network be told of."""
     for key, schedule in (("schedule", stage.schedule), ("sampling_schedule", stage.sampling_schedule)):
         try:
             end = 1.0 if schedule is None else float(schedule.process().alpha_bars[-1].float())  # float32, as computed with
         except ValueError as error:
             yield Problem(("stage", stage.name, key), str(error))
             continue
+        if stage.noise_input.continuous and schedule is stage.schedule and schedule.process().steps == 1:
+            words = (
+                f'"{stage.noise_input.value}" draws levels between timesteps, and would show the image where this schedule has one timestep'
+            )
+            yield Problem(("stage", stage.name, "noise_input"), f'{words}: choose "timestep"')
         if stage.prediction is Prediction.EPSILON and end == 0:
             words = 'alpha_bar ends at 0, where epsilon says nothing of the image: choose prediction = "v" or "x0", or less noise'
             yield Problem(("stage", stage.name, key), words)

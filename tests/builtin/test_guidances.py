@@ -121,3 +121,9 @@ def test_guided_images_are_thresholded() -> None:
     strict = Denoiser(Told(), Parameterization(Prediction.X0))
     denoise = strict.bind(Condition(LABEL), ClassifierFree(scale=5.0)(strict, Condition(LABEL), None))
     assert float(denoise(X_T, MIDDLE).x0.max()) == 1.0
+
+
+def test_an_interval_that_is_empty_is_refused() -> None:
+    """It would never guide."""
+    with pytest.raises(ValueError, match=r"min_sigma = 5 is not below max_sigma = 0\.3"):
+        ClassifierFree(scale=2.0, min_sigma=5.0, max_sigma=0.3)
