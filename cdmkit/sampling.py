@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from cdmkit.cascade import Mode, Stage
+from cdmkit.cascade import Stage
 from cdmkit.cascade.memory import out_of_memory
 from cdmkit.cascade.sampling import Renderer, Tick
 from cdmkit.component import evolve
@@ -219,7 +219,7 @@ def preview(
     with source.open(columns if enlarges else columns**2, 0, 1, seed, 0) as batches:
         images, labels, positions = next(batches)
     pixels = to_float(images)
-    alone = evolve(stage, condition=evolve(stage.condition, mode=Mode.NON_TRUNCATED))  # real images are no z_s
+    alone = stage.on_real_images()
     if alone.guidance is not None and alone.guidance.guide:
         alone = evolve(alone, guidance=None)  # the network that guides is not opened for a preview
     renderer = Renderer((alone,), {stage.name: network}, {stage.name: session}, seed, tick, labeled=labeled)

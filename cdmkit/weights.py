@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from cdmkit import training
 from cdmkit.cascade import Cascade, Stage
 from cdmkit.component import Binds
 from cdmkit.errors import CheckpointError
+from cdmkit.files import digest
 from cdmkit.plugins import Plugins
 from cdmkit.recipe import diff, loose, read_stage, to_table, without
 
@@ -31,8 +31,7 @@ def digests(cascade: Cascade) -> dict[str, str]:
     for stage in cascade:
         if stage.weights is not None:
             try:
-                with Path(stage.weights).open("rb") as file:
-                    found[stage.name] = hashlib.file_digest(file, "sha256").hexdigest()
+                found[stage.name] = digest(Path(stage.weights))
             except OSError as error:
                 raise CheckpointError(f"stage {stage.name!r}: {stage.weights} cannot be read: {error.strerror}") from error
     return found

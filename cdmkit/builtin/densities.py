@@ -42,9 +42,7 @@ class LogNormal(Density):
 
     def start(self, process: Process) -> Timesteps:
         """A drawer that learns nothing."""
-        logs = process.sigmas[1:].log()
-        edges = (logs[:-1] + logs[1:]) / 2
-        return _Tabled(torch.special.ndtr((edges - self.mean) / self.deviation).float())
+        return _Tabled(torch.special.ndtr((process.between_log_sigmas() - self.mean) / self.deviation).float())
 
 
 class _Tabled(Timesteps):

@@ -96,8 +96,7 @@ class Heun(Spaced):
         upper = math.inf if self.churn_max_sigma is None else self.churn_max_sigma
         inside = (sigmas >= self.churn_min_sigma) & (sigmas <= upper)
         gamma = torch.where(inside, min(self.churn / chain.steps, math.sqrt(2) - 1), 0.0)
-        logs = process.sigmas[1:].log()
-        nearest = torch.searchsorted((logs[:-1] + logs[1:]) / 2, (sigmas * (1 + gamma)).log()) + 1
+        nearest = process.nearest((sigmas * (1 + gamma)).log())
         return torch.where(gamma > 0, torch.maximum(nearest, chain.timesteps), chain.timesteps)
 
 

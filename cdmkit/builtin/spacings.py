@@ -78,8 +78,7 @@ class LogSnr(Spacing):
 
 def _nearest(process: Process, log_sigmas: Tensor) -> list[int]:
     """The timesteps whose log sigma is nearest to each of the given ones."""
-    logs = process.sigmas[1:].log()
-    return sorted(set((torch.searchsorted((logs[:-1] + logs[1:]) / 2, log_sigmas) + 1).tolist()))
+    return sorted(set(process.nearest(log_sigmas).tolist()))
 
 
 @hookimpl

@@ -6,7 +6,7 @@ from enum import Enum
 
 import attrs
 
-from cdmkit.component import option, table
+from cdmkit.component import evolve, option, table
 from cdmkit.data.resize import Resize
 from cdmkit.diffusion import Denoiser, Network, NoiseInput, Parameterization, Prediction, Process, Variance
 from cdmkit.kinds import (
@@ -164,6 +164,10 @@ class Stage:
         if parent is not None:
             return LowRes(parent.resolution, parent.schedule)
         return None if self.low_res is None else LowRes(self.low_res, self.schedule)
+
+    def on_real_images(self) -> Stage:
+        """The stage as it is where it enlarges real images, which are no z_s: non-truncated."""
+        return evolve(self, condition=evolve(self.condition, mode=Mode.NON_TRUNCATED))
 
     def denoiser(self, network: Network) -> Denoiser:
         """The network with its meaning."""

@@ -186,6 +186,15 @@ class Process:
         """The index of an original timestep, or of the first one after it."""
         return int(torch.searchsorted(self.timesteps.contiguous(), timestep))
 
+    def between_log_sigmas(self) -> Tensor:
+        """[K-1]: log sigma half-way between each two neighbouring points from 1 on."""
+        logs = self.sigmas[1:].log()
+        return (logs[:-1] + logs[1:]) / 2
+
+    def nearest(self, log_sigmas: Tensor) -> Tensor:
+        """The indices, 1..K, of the points whose log sigma is nearest to each of the given ones."""
+        return torch.searchsorted(self.between_log_sigmas(), log_sigmas) + 1
+
     def noise(self, x0: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
         """A draw of q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), DDPM eq. 4. t: int64 [B], 0..K."""
         return add_noise(x0, epsilon, self.point(t))

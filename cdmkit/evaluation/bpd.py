@@ -13,10 +13,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from cdmkit.cascade import Mode, Stage
+from cdmkit.cascade import Stage
 from cdmkit.cascade.memory import out_of_memory
 from cdmkit.cascade.sampling import condition
-from cdmkit.component import evolve
 from cdmkit.data.pixels import to_float
 from cdmkit.data.resize import Resize
 from cdmkit.diffusion import Bound, Denoise, Denoised, Point, Process, Units, full_bound
@@ -151,9 +150,8 @@ class Measurement:
     ) -> Denoise:
         """The network told of the images' labels and low-resolution versions; counts its calls."""
         enlarges = stage.enlarges(parent)
-        alone = evolve(stage, condition=evolve(stage.condition, mode=Mode.NON_TRUNCATED))  # real images are no z_s
         told = condition(
-            alone,
+            stage.on_real_images(),
             labels if self.labeled else None,
             low_res=None if enlarges is None else self.downsample(pixels, enlarges.resolution),
             enlarges=enlarges,

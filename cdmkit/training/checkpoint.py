@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import cdmkit
 from cdmkit.errors import CheckpointError
-from cdmkit.files import sync, write_json
+from cdmkit.files import digest, sync, write_json
 
 FORMAT = 1
 """Grows when older versions of cdmkit could not read what is written."""
@@ -93,7 +93,7 @@ def _write(partial: Path, checkpoint: Checkpoint, metadata: Mapping[str, Any]) -
         except SafetensorError as error:
             raise OSError(f"{path}: {error}") from error
         sync(path)
-        digests[name] = _digest(path)
+        digests[name] = digest(path)
     versions = {"cdmkit": cdmkit.__version__, "torch": torch.__version__}
     state = {"format": FORMAT, "step": checkpoint.step, "versions": versions, "state": dict(checkpoint.state), "digests": digests}
     write_json(partial / "state.json", {**state, "digest": _digest_of(state)})
@@ -156,7 +156,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if (path.parent / "state.json").exists():
         wanted = _read_state(path.parent)["digests"].get(path.stem)
-        if not path.exists() or _digest(path) != wanted:
+        if not path.exists() or digest(path) != wanted:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one noted when it was saved.")
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, _metadata(file)  # noqa: SIM118  (no mapping)
@@ -192,8 +192,7 @@ _STATE = {"format": int, "step": int, "versions": dict, "state": dict, "digests"
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        digest = state.pop("digest")
-        intact = digest == _digest_of(state)
+        intact = state.pop("digest") == _digest_of(state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path / 'state.json'} is damaged or missing: {error}.") from error
     if not intact:
@@ -204,11 +203,6 @@ def _read_state(path: Path) -> dict[str, Any]:
         written_by = f"cdmkit {state['versions'].get('cdmkit', 'of another version')}"
         raise CheckpointError(f"{path} was written by {written_by}, in a newer format: install that version or a later one.")
     return state
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of(state: Mapping[str, Any]) -> str:
