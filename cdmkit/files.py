@@ -12,18 +12,23 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, beside `path`. It becomes `path`, on the disk, when the block ends well; it is removed when it does not."""
+def replaced(path: Path) -> Iterator[Path]:
+    """Where to write a file, beside `path`. It becomes `path`, on the disk, when the block ends well; it is removed when it does not."""
     beside = path.with_name(f".{path.name}.partial")
     try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield beside
+        sync(beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which becomes `path` as `replaced` says."""
+    with replaced(path) as beside, beside.open("wb") as file:
+        yield file
 
 
 def write_text(path: Path, text: str) -> None:

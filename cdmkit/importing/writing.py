@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdmkit.cascade import Stage
 from cdmkit.errors import CheckpointError, UsageError
-from cdmkit.files import sync, write_text
+from cdmkit.files import replaced, write_text
 from cdmkit.importing.published import Published, translate
 from cdmkit.plugins import Plugins
 from cdmkit.recipe import Faults, dotted, read, to_table
@@ -69,14 +69,8 @@ def stage_of(published: Published, text: str, plugins: Plugins) -> Stage:
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """A weights file as training writes them, there as a whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(dict(tensors), partial, metadata={"cdmkit": json.dumps(metadata, sort_keys=True)})
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replaced(path) as beside:
+        save_file(dict(tensors), beside, metadata={"cdmkit": json.dumps(metadata, sort_keys=True)})
 
 
 def recipe_text(published: Published, name: str, weights: Path) -> str:
