@@ -101,10 +101,13 @@ def _label(text: bytes, key: str, path: Path) -> int:
     return int(digits)
 
 
-def members(fd: int, path: Path) -> Iterator[Member]:
-    """The regular files of an archive open at `fd`, in order. `path` is named in errors."""
+def members(fd: int, path: Path, begin: int = 0, end: int | None = None) -> Iterator[Member]:
+    """The regular files of an archive open at `fd`, in order; of one that lies within the file, from byte `begin` up to `end`.
+
+    `path` is named in errors.
+    """
     long_name = ""
-    for name, kind, start, size in _headers(fd, path):
+    for name, kind, start, size in _headers(fd, path, begin, os.fstat(fd).st_size if end is None else end):
         if kind in b"LKxg":
             if size > _LONGEST_HEADER:
                 raise DataError(f"{path}: damaged: {size} bytes of extended header at byte {start - _BLOCK}")
@@ -118,15 +121,13 @@ def members(fd: int, path: Path) -> Iterator[Member]:
         long_name = ""
 
 
-def _headers(fd: int, path: Path) -> Iterator[tuple[str, int, int, int]]:
+def _headers(fd: int, path: Path, offset: int, end: int) -> Iterator[tuple[str, int, int, int]]:
     """Each header's name and kind, and where its data begin and how long they are."""
-    end = os.fstat(fd).st_size
-    if end == 0:
+    if end == offset:
         raise DataError(f"{path}: the file is empty (0 bytes): copy or make it again")
-    offset = 0
-    while header := os.pread(fd, _BLOCK, offset):
+    while header := os.pread(fd, min(_BLOCK, max(0, end - offset)), offset):
         if not any(header):
-            _check_end(fd, offset, path)
+            _check_end(fd, offset, end, path)
             return
         name, kind, size = _parsed(header, offset, path)
         start = offset + _BLOCK
@@ -196,9 +197,9 @@ def _not_a_header(header: bytes, offset: int, path: Path) -> str:
     return f"{path}: not a tar file: it begins with {header[:24]!r}"
 
 
-def _check_end(fd: int, offset: int, path: Path) -> None:
+def _check_end(fd: int, offset: int, end: int, path: Path) -> None:
     """Refuse anything but zeros behind the end mark: joined archives and blanked blocks would end the shard early."""
-    while block := os.pread(fd, 1 << 20, offset):
+    while block := os.pread(fd, min(1 << 20, max(0, end - offset)), offset):
         if any(block):
             raise DataError(f"{path}: more data behind the end mark at byte {offset}: join archives with `tar --concatenate`, not `cat`")
         offset += len(block)

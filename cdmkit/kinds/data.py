@@ -1,10 +1,11 @@
-"""The kind of training data: endless batches of images in an order that is a function of a seed."""
+"""The kinds of data: sources of endless batches in an order that is a function of a seed, and preparers that list what shards are made of."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import attrs
 from torch import Tensor
@@ -67,3 +68,45 @@ class Batches(Iterator[Batch], ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of threads and files."""
+
+
+class Original(NamedTuple):
+    """An image where it came from, not read yet."""
+
+    name: str
+    """What it is called there, such as "n01440764/n01440764_10026.JPEG": unique within its split. For the manifest and for messages."""
+    label: int
+    """Its class, from 0; -1 where images have none."""
+    place: Any
+    """Where its bytes lie, as its preparer understands it: small, equal in every run, and fit to be sent to another process."""
+
+
+@attrs.frozen(kw_only=True)
+class Originals:
+    """All images that a preparer has found."""
+
+    splits: Mapping[str, Sequence[Original]]
+    """By split ("train", "val"), in an order that depends on the names alone."""
+    classes: Sequence[str] = ()
+    """The name of each label; empty where images have none."""
+    passed_over: Mapping[str, int] = attrs.field(factory=dict)
+    """How many files were left out, by why: "hidden file", "no image by its name"."""
+
+
+class Preparer(Component):
+    """Where images come from before they are in shards: what `cdmkit data prepare` reads."""
+
+    kind = "preparer"
+
+    @abstractmethod
+    def look(self, path: Path) -> Originals:
+        """List the images under `path`, without decoding any. Raises DataError, saying what was looked for, where there is none or where
+        labels cannot be told.
+        """
+
+    @abstractmethod
+    def read(self, original: Original) -> bytes:
+        """The image as a file: JPEG, PNG, WebP or BMP. Called in other processes, in any order; what it opens it may keep open there.
+
+        Raises DataError where it cannot be read: the image is then rejected, and listed as such.
+        """
