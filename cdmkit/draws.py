@@ -86,8 +86,11 @@ class Stream:
 
     def permutation(self, count: int, epoch: int) -> npt.NDArray[np.int64]:
         """A permutation of range(count) that depends on the epoch: how an epoch is shuffled."""
-        generator = np.random.Generator(np.random.Philox(key=self.key[0] | self.key[1] << 32, counter=[0, 0, 0, epoch]))
-        return generator.permutation(count)
+        return self.generator(epoch).permutation(count)
+
+    def generator(self, epoch: int) -> np.random.Generator:
+        """NumPy's generator of the stream for an epoch: what is to be drawn in one go, on the host."""
+        return np.random.Generator(np.random.Philox(key=self.key[0] | self.key[1] << 32, counter=[0, 0, 0, epoch]))
 
 
 @attrs.frozen(eq=False)

@@ -15,7 +15,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"pipeline"},
-    {"evaluation", "importing", "place", "planning", "sampling", "weights"},
+    {"evaluation", "importing", "place", "planning", "preparing", "sampling", "weights"},
     {"recipe", "training"},
     {"log", "plugins", "runs"},
     {"catalog"},

@@ -12,6 +12,7 @@ from torch import Tensor
 from cdmkit.component import Component, component, option
 from cdmkit.data.figures import FIGURES
 from cdmkit.data.loader import Loader
+from cdmkit.data.order import Order
 from cdmkit.data.resize import Resize
 from cdmkit.draws import Stream
 from cdmkit.hookspecs import hookimpl
@@ -83,7 +84,7 @@ class Shapes(Source):
 
     def open(self, batch: int, rank: int, world: int, seed: int, position: int) -> Batches:
         """Batches drawn ahead by one thread."""
-        return Loader(self.render, self.count, batch=batch, rank=rank, world=world, seed=seed, position=position, workers=1)
+        return Loader(self.render, Order(self.count, seed), batch=batch, rank=rank, world=world, position=position, workers=1)
 
     def render(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Draw images `indices` (int64 [B]): uint8 [B, 3, S, S] and their labels, int64 [B]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sample": ("cdmkit.cli.sample:sample", "Sample a trained cascade."),
     "eval": ("cdmkit.cli.eval:evaluate", "Measure trained stages: bits per dimension."),
     "import": ("cdmkit.cli.importing:import_", "Bring in published weights as a stage of a cascade."),
+    "data": ("cdmkit.cli.data:data", "Prepare data sets: from images to shards."),
     "plan": ("cdmkit.cli.plan:plan", "Tell what a run would do: parameters, calls, images; train nothing."),
     "validate": ("cdmkit.cli.validate:validate", "Check recipes and report every fault."),
     "show": ("cdmkit.cli.show:show", "Print a recipe with everything filled in, or its graph."),
@@ -31,30 +33,34 @@ _INTERRUPTED = 130
 
 
 class Commands(click.Group):
-    """The commands of `COMMANDS`, and what becomes of the errors they raise."""
+    """The commands of a table such as `COMMANDS`, and what becomes of the errors they raise."""
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of the table."""
-        return list(COMMANDS)
+        return list(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self._table:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        module, _, attribute = self._table[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The command of the first argument, or a usage error that says the nearest one."""
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f'no command "{args[0]}"{did_you_mean(args[0], COMMANDS)}')
+        if args[0] not in self._table and not args[0].startswith("-"):
+            ctx.fail(f'no command "{args[0]}"{did_you_mean(args[0], self._table)}')
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The help lines, from the table alone."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, line) for name, (_, line) in self._table.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; errors end it with their message and exit code."""
@@ -83,7 +89,7 @@ def _told(error: BaseException) -> tuple[str, int]:
             return f"a defect in cdmkit: {type(error).__name__}: {error}; run again with CDMKIT_TRACEBACK=1 and report it", 1
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cdmkit")
 def main() -> None:
     """Cascaded diffusion models from a recipe.

@@ -8,16 +8,21 @@ counts. Errors are DataErrors that say what is wrong with the picture; the calle
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from cdmkit.data import png
 from cdmkit.errors import DataError
 
 MAX_PIXELS = 1 << 26
 """64 Mpx: larger pictures are refused."""
+
+_SMALL = 128
+"""Above this many pixels a side a call costs nothing, and a stack of images much memory."""
 
 _FORMATS = ["JPEG", "PNG", "WEBP", "BMP"]
 
@@ -26,11 +31,47 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """The pixels of a JPEG, PNG, WebP or BMP file: uint8 [H, W, 3]."""
     if not data:
         raise DataError("the image is empty (0 bytes)")
+    pixels = None
     if data.startswith(b"\xff\xd8\xff"):
         pixels = _decode_jpeg(data, max_pixels)
-        if pixels is not None:
-            return pixels
-    return _decode_other(data, max_pixels)
+    elif data.startswith(png.SIGNATURE):
+        pixels = _decode_png(data, max_pixels)
+    return _decode_other(data, max_pixels) if pixels is None else pixels
+
+
+def decode_all(files: Sequence[bytes], resolution: int, max_pixels: int = MAX_PIXELS) -> tuple[npt.NDArray[np.uint8], dict[int, DataError]]:
+    """The pixels of many files whose images are all of one size, uint8 [N, R, R, 3], and what is wrong with those that cannot be used, by
+    their place; the pixels of those are anything.
+    """
+    pixels = np.empty((len(files), resolution, resolution, 3), np.uint8)
+    faults: dict[int, DataError] = {}
+    rest = _decode_small(files, pixels)
+    for row in rest:
+        try:
+            image = decode(files[row], max_pixels)
+            if image.shape != pixels.shape[1:]:
+                height, width, _ = image.shape
+                wanted = f"but the first one is {resolution} x {resolution}: store all pictures square and of one size"
+                raise DataError(f"wrong size: the image is {width} x {height}, {wanted}")
+            pixels[row] = image
+        except DataError as error:
+            faults[row] = error
+    return pixels, faults
+
+
+def _decode_small(files: Sequence[bytes], pixels: npt.NDArray[np.uint8]) -> list[int]:
+    """Fill in the plain PNG files among many, together where they are small; which are left."""
+    if pixels.shape[1] > _SMALL:
+        return list(range(len(files)))
+    size = (pixels.shape[2], pixels.shape[1])
+    plain = [row for row, data in enumerate(files) if data.startswith(png.SIGNATURE) and png.plain_size(data) == size]
+    lines = {row: found for row in plain if (found := png.scanlines(files[row], *size)) is not None}
+    if lines:
+        try:
+            pixels[list(lines)] = png.unfiltered(list(lines.values()), *size)
+        except ValueError:
+            lines = {}
+    return [row for row in range(len(files)) if row not in lines]
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
@@ -47,6 +88,19 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
     except ValueError as error:
         raise DataError(f"damaged or truncated JPEG: {error}") from None
     return pixels
+
+
+def _decode_png(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+    """Plain RGB of 8 bits. None for every other sort and for whatever is odd, so that one place judges that."""
+    size = png.plain_size(data)
+    if size is None:
+        return None
+    _check_size(*size, max_pixels)
+    lines = png.scanlines(data, *size)
+    try:
+        return None if lines is None else png.unfiltered([lines], *size)[0]
+    except ValueError:
+        return None
 
 
 def _decode_other(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import glob
-import json
 import os
 import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import attrs
+
+from cdmkit.data.listing import NAMES, Listed, Listing
+from cdmkit.data.remote import is_remote, read_text
 from cdmkit.errors import DataError
+from cdmkit.redact import redact
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 _MOST_NAMES = 1_000_000
@@ -22,6 +26,92 @@ _MEND = (
 )
 
 
+@attrs.frozen
+class Shard:
+    """A shard that a pattern means: where it is, a path or a URL, and what a list of shards tells of it."""
+
+    where: str
+    listed: Listed
+
+
+@attrs.frozen
+class Located:
+    """The shards of a pattern, and what the list beside them tells: see `Listing`."""
+
+    shards: tuple[Shard, ...]
+    crop: str
+    classes: int
+
+
+def locate(pattern: str, split: str = "") -> Located:
+    """The shards that `pattern` means: local files as `find_shards` gives them, URLs with braces, or those of a list: a path or URL of
+    `dataset.json`, `_info.json`, `sizes.json` or of wids, and one of its splits.
+
+    Raises DataError as `find_shards` does, and where a list is none or has no such split.
+    """
+    if is_remote(pattern):
+        return _remote(pattern, split)
+    if pattern.endswith(".json"):
+        path = Path(os.path.expanduser(pattern))
+        try:
+            listing = Listing.parse(path.read_text("utf-8"), pattern)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"no training data: the list shards = {pattern!r} cannot be read ({error}); {_MEND}") from None
+        return _of_list(listing, split, pattern, f"{path.parent}/")
+    if split:
+        raise DataError(f"split = {split!r} chooses from a list of shards, such as dataset.json, but shards = {pattern!r} is none")
+    paths = find_shards(pattern)
+    listings = {folder: _beside(folder)[0] for folder in {path.parent for path in paths}}
+    told = {folder: dict(listing.named()) for folder, listing in listings.items()}
+    shards = tuple(Shard(str(path), told[path.parent].get(path.name, Listed())) for path in paths)
+    return Located(shards, *_shared(list(listings.values())))
+
+
+def _of_list(listing: Listing, split: str, where: str, base: str) -> Located:
+    """The shards of one split of a list, whose names are relative to `base`."""
+    shards = tuple(Shard(name if "://" in name else base + name, listed) for name, listed in listing.of(split, where).items())
+    if not shards:
+        raise DataError(f"no training data: {where} lists no shard")
+    for shard in shards:
+        path = Path(shard.where)
+        if is_remote(shard.where):
+            continue
+        if not path.is_file():
+            raise DataError(f"{shard.where} is missing: {where} lists it: copy it again")
+        if shard.listed.bytes not in (None, path.stat().st_size):
+            raise DataError(f"{path} has {path.stat().st_size} bytes, but {where} says {shard.listed.bytes}: copy it again")
+    return Located(shards, listing.crop, listing.classes)
+
+
+def _remote(pattern: str, split: str) -> Located:
+    """The shards of a URL with braces, or of a list that is one."""
+    if pattern.endswith(".json"):
+        text = read_text(pattern)
+        if text is None:
+            raise DataError(f"no training data: there is no {redact(pattern)}; {_MEND}")
+        return _of_list(Listing.parse(text, redact(pattern)), split, redact(pattern), pattern.rpartition("/")[0] + "/")
+    if split:
+        raise DataError(f"split = {split!r} chooses from a list of shards, such as dataset.json, but shards = {redact(pattern)!r} is none")
+    urls = list(islice(expand_braces(pattern), _MOST_NAMES))
+    path, _, query = pattern.partition("?")
+    if any(mark in path for mark in "*["):
+        raise DataError(
+            f"shards = {redact(pattern)!r}: servers cannot be asked for wildcards: write braces, such as train-{{00000..00063}}.tar"
+        )
+    base = path.rpartition("/")[0] + "/"
+    texts = ((name, read_text(f"{base}{name}?{query}" if query else base + name)) for name in NAMES if "{" not in base)
+    listing = next((Listing.parse(text, redact(base) + name) for name, text in texts if text is not None), Listing({}))
+    told = dict(listing.named())
+    shards = tuple(Shard(url, told.get(url.partition("?")[0].rpartition("/")[2], Listed())) for url in urls)
+    return Located(shards, listing.crop, listing.classes)
+
+
+def _shared(listings: list[Listing]) -> tuple[str, int]:
+    """The crop that all lists tell, and the most classes that any does."""
+    crops = {listing.crop for listing in listings}
+    return crops.pop() if len(crops) == 1 else "", max((listing.classes for listing in listings), default=0)
+
+
 def find_shards(pattern: str) -> list[Path]:
     """The files that a pattern means: braces `{000..007}` and `{a,b}` in their order, `*`, `?` and `[...]` in order of name.
 
@@ -29,7 +119,9 @@ def find_shards(pattern: str) -> list[Path]:
     and what is there instead, where anything the braces name is missing or a wildcard matches nothing.
     """
     if re.match(r"pipe:|[a-z][a-z0-9+]*://", pattern):
-        raise DataError(f"shards = {pattern!r} is not a local path: only files are read, and no shell command is ever run; {_MEND}")
+        raise DataError(
+            f"shards = {redact(pattern)!r}: only files, http(s)://, s3:// and gs:// are read, and no shell command is ever run; {_MEND}"
+        )
     names = list(islice(expand_braces(os.path.expanduser(pattern)), _MOST_NAMES + 1))
     if len(names) > _MOST_NAMES:
         raise DataError(f"shards = {pattern!r} stands for more than {_MOST_NAMES} files: name fewer")
@@ -80,26 +172,28 @@ def _whereabouts(there: Path, wild: str) -> str:
 
 
 def _check_complete(folder: Path, pattern: str, wanted: set[str], found: set[str]) -> None:
-    """Compare a folder with the `dataset.json` in it, if any: a shard that is missing or cut would silently shorten every epoch.
+    """Compare a folder with the list in it, if any: a shard that is missing or cut would silently shorten every epoch.
 
-    The file lists `{"splits": {split: {"shards": [{"file": name, "bytes": size}, ...]}}}`. A listed shard must be there if the pattern
-    means it, and have the size that is told.
+    A listed shard must be there if the pattern means it, and have the size that is told.
     """
+    listing, name_of_list = _beside(folder)
     wild = [name for name in wanted if glob.has_magic(name)]
-    for name, size in _listed(folder / "dataset.json"):
+    for name, listed in listing.named():
         path = folder / name
-        if name in found and path.stat().st_size != size:
-            raise DataError(f"{path} has {path.stat().st_size} bytes, but dataset.json beside it says {size}: copy it again")
+        if name in found and listed.bytes not in (None, path.stat().st_size):
+            raise DataError(f"{path} has {path.stat().st_size} bytes, but {name_of_list} beside it says {listed.bytes}: copy it again")
         if name not in found and (name in wanted or any(fnmatch.fnmatch(name, each) for each in wild)):
-            raise DataError(f"{path} is missing: dataset.json beside it lists it, and shards = {pattern!r} means it: copy it again")
+            raise DataError(f"{path} is missing: {name_of_list} beside it lists it, and shards = {pattern!r} means it: copy it again")
 
 
-def _listed(card: Path) -> list[tuple[str, int]]:
-    """The shards that a `dataset.json` lists, with their sizes; none where there is no such file."""
-    try:
-        splits = json.loads(card.read_text("utf-8"))["splits"]
-        return [(str(shard["file"]), int(shard["bytes"])) for split in splits.values() for shard in split["shards"]]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{card} cannot be read as the list of shards beside it ({error!r}): mend or remove it") from None
+def _beside(folder: Path) -> tuple[Listing, str]:
+    """The list of shards in a folder, empty where there is none, and its name."""
+    for name in NAMES:
+        path = folder / name
+        try:
+            return Listing.parse(path.read_text("utf-8"), str(path)), name
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as a list of shards ({error!r}): mend or remove it") from None
+    return Listing({}), ""

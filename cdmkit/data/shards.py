@@ -1,108 +1,197 @@
-"""A set of local WebDataset shards as one sequence of pictures, read in any order."""
+"""A set of WebDataset shards as one sequence of pictures, read in any order."""
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import threading
 import weakref
-from pathlib import Path
+from collections.abc import Sequence
 
-import attrs
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cdmkit.data.decode import decode
-from cdmkit.data.find import find_shards
-from cdmkit.data.tar import TarIndex, index_tar
+from cdmkit.data.cache import Cache
+from cdmkit.data.decode import MAX_PIXELS, decode, decode_all
+from cdmkit.data.find import Located, Shard, locate
+from cdmkit.data.index import EDGE
+from cdmkit.data.part import Part, parts_of
+from cdmkit.data.remote import is_remote
+from cdmkit.data.skips import Skips, Tolerance
 from cdmkit.errors import DataError
+from cdmkit.kinds import Skip
 
-_EDGE = 1 << 16
 _OPEN_FILES = 256
-_PREPARE = "store all pictures square and of one size"
+_NO_LABEL = "no label: it has no .cls, but other samples have: label all or none"
+_PREPARE = "store all pictures square and of one size: `cdmkit data prepare` does"
 
 
 class Shards:
-    """The samples of several shards, numbered through in the order of the shards. Safe to read from several threads."""
+    """The samples of several shards, numbered through in the order of the shards. Safe to read from several threads.
 
-    def __init__(self, indices: list[TarIndex]) -> None:
-        self._indices = indices
-        self._starts = np.cumsum([0] + [len(index.keys) for index in indices])
+    Samples that cannot be used are errors or, as `tolerance` says, left out: the next good one in this order stands in for each. Which one
+    that is depends on the data alone, so the order of training stays a function of its position.
+    """
+
+    def __init__(self, parts: Sequence[Part], tolerance: Tolerance | None = None, max_pixels: int = MAX_PIXELS, crop: str = "") -> None:
+        self.crop = crop
+        """How the pictures were cut and shrunk before they were stored, where that is known."""
+        self._parts = parts
+        self._max_pixels = max_pixels
+        self._starts = [0, *itertools.accumulate(part.length for part in parts)]
+        self._bad: set[int] = set()
+        self._marking = threading.Lock()
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
         weakref.finalize(self, _close, self._descriptors)
-        self.labels: Tensor = torch.from_numpy(np.concatenate([index.labels for index in indices]))
-        """int64 [N], 0 where the data has no classes."""
-        self.classes = int(self.labels.max()) + 1
+        lost = [skip for part in parts for skip in part.skips]
+        self.skips = Skips(tolerance or Tolerance(), len(self) + len(lost))
+        self.skips.add(lost, sum(part.lost for part in parts))
+        if not len(self):
+            raise DataError(f"no training data: {parts[0].where if parts else 'no shard'} and what follows hold no sample that can be used")
+        self.classes = max(part.classes for part in parts)
         """The largest label + 1, 0 where no sample has a label."""
-        self._check_labels()
-        self.labels.clamp_(min=0)
+        if self.classes:
+            self._leave_out_unlabelled()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Samples in each shard."""
+        return [part.length for part in self._parts]
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        """int64 [N], 0 where the data has no classes. Of remote shards, all are fetched for it."""
+        return torch.from_numpy(np.concatenate([part.index().labels for part in self._parts])).clamp(min=0)
 
     @functools.cached_property
     def resolution(self) -> int:
-        """Height and width of the first picture, which all others must share."""
-        height, width = map(int, self._decoded(0).shape[:2])
-        if height != width:
-            raise DataError(f"{self.where(0)}: the image is {width} x {height}, not square: {_PREPARE}")
-        return height
+        """Height and width of the first picture that can be used, which all others must share."""
+        index = -1
+        while True:
+            index = self._usable(index + 1)
+            try:
+                height, width = map(int, decode(self.encoded(index), self._max_pixels).shape[:2])
+            except DataError as error:
+                self._leave_out(index, str(error))
+                continue
+            if height != width:
+                raise DataError(f"{self.where(index)}: the image is {width} x {height}, not square: {_PREPARE}")
+            return height
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The pictures uint8 [B, 3, S, S] and labels int64 [B] of samples `indices` (int64 [B])."""
-        size = self.resolution
-        pixels = np.empty((len(indices), size, size, 3), np.uint8)
-        for row, index in enumerate(indices.tolist()):
-            picture = self._decoded(index)
-            if picture.shape != (size, size, 3):
-                height, width, _ = picture.shape
-                raise DataError(f"{self.where(index)}: the image is {width} x {height}, but the first one is {size} x {size}: {_PREPARE}")
-            pixels[row] = picture
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), self.labels[indices]
+        chosen = [self._usable(index) for index in indices.tolist()]
+        pixels, faults = decode_all([self.encoded(index) for index in chosen], self.resolution, self._max_pixels)
+        while faults:
+            for row, fault in faults.items():
+                self._leave_out(chosen[row], str(fault))
+                chosen[row] = self._usable(chosen[row])
+            rows = list(faults)
+            pixels[rows], again = decode_all([self.encoded(chosen[row]) for row in rows], self.resolution, self._max_pixels)
+            faults = {rows[row]: fault for row, fault in again.items()}
+        labels = torch.tensor([self._label(index) for index in chosen])
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
 
     def where(self, index: int) -> str:
         """Shard and key of a sample, for people."""
-        shard, row = self._place(index)
-        return f"{self._indices[shard].path}: key {self._indices[shard].keys[row]!r}"
+        return f"{self._parts[self._place(index)[0]].where}: key {self._key(index)!r}"
 
     def encoded(self, index: int) -> bytes:
         """A picture as it is stored."""
         shard, row = self._place(index)
-        offset, size = int(self._indices[shard].offsets[row]), int(self._indices[shard].sizes[row])
+        table = self._parts[shard].index()
+        size = int(table.sizes[row])
         try:
-            data = self._pread(shard, size, offset)
+            data = self._pread(shard, size, int(table.offsets[row]))
         except OSError as error:
             raise DataError(f"{self.where(index)} cannot be read: {error.strerror}") from error
         if len(data) < size:
             raise DataError(f"{self.where(index)}: the shard has become shorter since it was opened: do not change data in use")
         return data
 
+    def expect(self, shards: Sequence[int]) -> None:
+        """Fetch remote shards that will soon be read, in the background, and let go of others where the cache has a limit."""
+        wanted = [self._parts[shard] for shard in shards if self._parts[shard].remote]
+        if wanted:
+            threading.Thread(target=_fetch, args=(wanted,), name="cdmkit-fetch", daemon=True).start()
+
     def fingerprint(self) -> str:
-        """A hex digest of what lies in the shards, whatever they are called: the place, size and label of every sample, and the first and
-        last 64 KiB of every shard. Reading all pixels would take minutes; a change that leaves every size equal can go unseen.
+        """A hex digest of what lies in the shards, whatever they are called.
+
+        Where a list beside them tells every shard's SHA-256, it is of those. Else it is of the place, size and label of every sample, and
+        of the first and last 64 KiB of every shard: reading all pixels would take minutes, and a change that leaves every size equal can
+        go unseen.
         """
         digest = hashlib.sha256()
-        for shard, index in enumerate(self._indices):
-            for column in (index.offsets, index.sizes, index.labels):
+        if all(part.identity for part in self._parts):
+            digest.update("\n".join(part.identity for part in self._parts).encode())
+            return digest.hexdigest()
+        for shard, part in enumerate(self._parts):
+            table = part.index()
+            for column in (table.offsets, table.sizes, table.labels):
                 digest.update(column.astype("<i8").tobytes())
-            end = index.path.stat().st_size
-            digest.update(self._pread(shard, _EDGE, 0) + self._pread(shard, _EDGE, max(0, end - _EDGE)))
+            end = table.path.stat().st_size
+            digest.update(self._pread(shard, EDGE, 0) + self._pread(shard, EDGE, max(0, end - EDGE)))
         return digest.hexdigest()
 
-    def _decoded(self, index: int) -> npt.NDArray[np.uint8]:
-        try:
-            return decode(self.encoded(index))
-        except DataError as error:
-            raise DataError(f"{self.where(index)}: {error}") from None
+    def _usable(self, index: int) -> int:
+        """The first sample from `index` on, around the end, that is not known to be bad."""
+        for candidate in range(index, index + len(self)):
+            candidate %= len(self)
+            if candidate not in self._bad and self._present(candidate):
+                return candidate
+        raise DataError(f"no training data: none of the {len(self)} samples of {self._parts[0].where} and what follows can be used")
+
+    def _present(self, index: int) -> bool:
+        """Whether a sample is in its shard, with the label it needs; else it is left out."""
+        shard, row = self._place(index)
+        labels = self._parts[shard].index().labels
+        if row >= len(labels):
+            self._leave_out(index, "lost: its shard is damaged")
+        elif self.classes and labels[row] < 0:
+            self._leave_out(index, _NO_LABEL)
+        return index not in self._bad
+
+    def _leave_out(self, index: int, message: str) -> None:
+        """Take a sample for bad. Raises DataError, naming it, where that is not tolerated."""
+        with self._marking:
+            if index not in self._bad:
+                self.skips.add([self._skip(index, message)], 1)
+                self._bad.add(index)  # only now: where it is an error, it stays one
+
+    def _leave_out_unlabelled(self) -> None:
+        """All samples of the shards at hand have labels, if any has."""
+        local = [(start, part.index().labels) for start, part in zip(self._starts, self._parts, strict=False) if not part.remote]
+        bad = [start + int(row) for start, labels in local for row in np.flatnonzero(labels < 0)]
+        self.skips.add([self._skip(index, _NO_LABEL) for index in bad], len(bad))
+        self._bad.update(bad)
+
+    def _skip(self, index: int, message: str) -> Skip:
+        shard, _ = self._place(index)
+        return Skip(self._parts[shard].where, self._key(index), message.partition(":")[0], f"{self.where(index)}: {message}")
+
+    def _label(self, index: int) -> int:
+        shard, row = self._place(index)
+        return max(0, int(self._parts[shard].index().labels[row]))
+
+    def _key(self, index: int) -> str:
+        shard, row = self._place(index)
+        keys = self._parts[shard].index().keys
+        return keys[row] if row < len(keys) else f"number {row}"
 
     def _place(self, index: int) -> tuple[int, int]:
         """A sample's shard and its row there."""
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return shard, index - int(self._starts[shard])
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
 
     def _pread(self, shard: int, size: int, offset: int) -> bytes:
         """Read without a seek position, so that threads and forked processes may share a descriptor.
@@ -112,24 +201,23 @@ class Shards:
         descriptor = self._descriptor(shard)
         if descriptor is not None:
             return os.pread(descriptor, size, offset)
-        with self._indices[shard].path.open("rb", buffering=0) as file:
+        with self._parts[shard].index().path.open("rb", buffering=0) as file:
             return os.pread(file.fileno(), size, offset)
 
     def _descriptor(self, shard: int) -> int | None:
         if shard not in self._descriptors:
+            path = self._parts[shard].index().path
             with self._lock:
                 if shard not in self._descriptors and len(self._descriptors) < _OPEN_FILES:
-                    self._descriptors[shard] = os.open(self._indices[shard].path, os.O_RDONLY | os.O_CLOEXEC)
+                    self._descriptors[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return self._descriptors.get(shard)
 
-    def _check_labels(self) -> None:
-        """All samples have labels or none has."""
-        missing = (self.labels < 0).nonzero()[:, 0]
-        if self.classes and len(missing):
-            raise DataError(
-                f"{self.where(int(missing[0]))} has no .cls, but other samples have ({len(missing)} of {len(self)} are without): "
-                "label all or none"
-            )
+
+def _fetch(parts: Sequence[Part]) -> None:
+    """Fetch shards one by one. An error is told to whoever reads one of them: it is tried again there."""
+    with contextlib.suppress(Exception):
+        for part in parts:
+            part.index()
 
 
 def _close(descriptors: dict[int, int]) -> None:
@@ -137,31 +225,30 @@ def _close(descriptors: dict[int, int]) -> None:
         os.close(descriptor)
 
 
-def open_shards(pattern: str) -> Shards:
-    """The shards a pattern means, indexed once per process for as long as the files stay as they are. Raises DataError as its parts do."""
-    return _indexed(tuple(_Version.of(path) for path in find_shards(pattern)))
+def open_shards(
+    pattern: str, split: str = "", tolerance: Tolerance | None = None, max_pixels: int = MAX_PIXELS, cache_bytes: int = 0
+) -> Shards:
+    """The shards that a pattern means, indexed once per process for as long as the files stay as they are.
+
+    cache_bytes: what of fetched shards is kept, 0 for all. Raises DataError as its parts do, and where samples cannot be used that
+    `tolerance` does not leave out.
+    """
+    located = locate(pattern, split)
+    versions = tuple(_version(shard) for shard in located.shards)
+    return _opened(located, versions, tolerance or Tolerance(), max_pixels, cache_bytes)
 
 
-@attrs.frozen
-class _Version:
-    """A file as it stands now."""
-
-    path: Path
-    size: int
-    modified: int
-
-    @classmethod
-    def of(cls, path: Path) -> _Version:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        return cls(path, stat.st_size, stat.st_mtime_ns)
+def _version(shard: Shard) -> tuple[int, int]:
+    """Size and time of change of a local shard as it stands now."""
+    if is_remote(shard.where):
+        return (0, 0)
+    try:
+        stat = os.stat(shard.where)
+    except OSError as error:
+        raise DataError(f"{shard.where} cannot be read: {error.strerror}") from error
+    return (stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4)
-def _indexed(versions: tuple[_Version, ...]) -> Shards:
-    try:
-        return Shards([index_tar(version.path) for version in versions])
-    except OSError as error:
-        raise DataError(f"{error.filename or 'a shard'} cannot be read: {error.strerror}") from error
+def _opened(located: Located, _versions: tuple[tuple[int, int], ...], tolerance: Tolerance, max_pixels: int, cache_bytes: int) -> Shards:
+    return Shards(parts_of(located, Cache(limit=cache_bytes)), tolerance, max_pixels, located.crop)

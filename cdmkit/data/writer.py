@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import glob
-import io
 import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image
 from torch import Tensor
 
+from cdmkit.data.encode import Encoding
 from cdmkit.files import written
+
+if TYPE_CHECKING:
+    from webdataset import TarWriter
 
 
 class Sample(NamedTuple):
@@ -45,24 +47,26 @@ def write_shards(samples: Iterable[Sample], folder: Path, prefix: str = "train",
 
 
 def _write_shard(path: Path, prefix: str, samples: Iterable[tuple[int, Sample]]) -> None:
-    from webdataset import TarWriter  # slow to import, and only writing needs it
-
-    with written(path) as file, TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as tar:
+    with written(path) as file, open_tar(file) as tar:
         for number, sample in samples:
             tar.write({"__key__": f"{prefix}-{number:07d}", **_members(sample)})
 
 
+def open_tar(file: Any) -> TarWriter:
+    """A shard to write to: `tar.write({"__key__": key, extension: bytes, ...})` adds a sample, its members in order of extension.
+
+    Equal samples make equal bytes: ustar headers without time or owner. `file` needs no more than `write`.
+    """
+    from webdataset import TarWriter  # slow to import, and only writing needs it
+
+    return TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644)
+
+
 def _members(sample: Sample) -> dict[str, bytes]:
     """The members of a sample by extension."""
-    members = {"png": _png(sample.image)}
+    members = {"png": Encoding.PNG(sample.image.permute(1, 2, 0).numpy())}
     if sample.label is not None:
         members["cls"] = str(sample.label).encode()
     if sample.info is not None:
         members["json"] = json.dumps(sample.info, sort_keys=True).encode()
     return members
-
-
-def _png(image: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()

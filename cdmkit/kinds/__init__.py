@@ -7,7 +7,7 @@ Images inside cdmkit are [B, 3, R, R] in [-1, 1]; uint8 exists only at the borde
 from cdmkit.component import Component
 from cdmkit.kinds.computing import Backend, Optimizer, Session
 from cdmkit.kinds.conditioning import Augmentation, Augmented
-from cdmkit.kinds.data import Batch, Batches, DataCard, Original, Originals, Preparer, Source
+from cdmkit.kinds.data import Batch, Batches, DataCard, Original, Originals, Preparer, Skip, Source
 from cdmkit.kinds.network import Backbone, NetworkSpec
 from cdmkit.kinds.noising import Density, Loss, Schedule, Timesteps, Visit, Weighting
 from cdmkit.kinds.sampling import Guidance, Sampler, Spaced, Spacing, Threshold
@@ -53,6 +53,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "Session",
+    "Skip",
     "Source",
     "Spaced",
     "Spacing",

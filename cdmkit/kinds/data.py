@@ -1,4 +1,4 @@
-"""The kinds of data: sources of endless batches in an order that is a function of a seed, and preparers that list what shards are made of."""
+"""The kinds of data: sources of endless batches in an order that is a function of a seed, and preparers of the shards they read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ import attrs
 from torch import Tensor
 
 from cdmkit.component import Component
+
+
+class Skip(NamedTuple):
+    """A sample that cannot be used, or all of a shard from some byte on."""
+
+    shard: str
+    key: str
+    """Empty where what is damaged is the shard."""
+    cause: str
+    """What many have in common: "damaged or truncated JPEG", "bad label"."""
+    message: str
+    """All of it, with shard and key, for people."""
 
 
 class Batch(NamedTuple):
@@ -36,6 +48,10 @@ class DataCard:
     """Number of labels, 0 where images have none."""
     fingerprint: str
     """Equal where the pictures and labels are equal: hex digest."""
+    crop: str = ""
+    """How images were made square and small before they were stored, such as "adm"; empty where that is not known."""
+    skips: tuple[Skip, ...] = ()
+    """What of the data is left out, as far as it is known without decoding all."""
 
 
 class Source(Component):
@@ -68,6 +84,10 @@ class Batches(Iterator[Batch], ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of threads and files."""
+
+    def skips(self) -> list[Skip]:
+        """What could not be used since this was last called; others stand in for it. By default nothing ever is left out."""
+        return []
 
 
 class Original(NamedTuple):

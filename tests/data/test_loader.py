@@ -25,7 +25,7 @@ def read(indices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batches(number: int, batch: int = 8, rank: int = 0, world: int = 1, seed: int = 0, position: int = 0, workers: int = 2) -> list[Batch]:
-    loader = Loader(read, COUNT, batch=batch, rank=rank, world=world, seed=seed, position=position, workers=workers)
+    loader = Loader(read, Order(COUNT, seed), batch=batch, rank=rank, world=world, position=position, workers=workers)
     with loader:
         return list(itertools.islice(loader, number))
 
@@ -95,7 +95,7 @@ def test_error_comes_where_the_batch_would() -> None:
             raise DataError(f"shard: key {broken}")
         return read(indices)
 
-    with Loader(fails, COUNT, batch=8) as loader:
+    with Loader(fails, Order(COUNT, 0), batch=8) as loader:
         assert len(list(itertools.islice(loader, 2))) == 2
         for _ in range(2):
             with pytest.raises(DataError, match=f"key {broken}"):
@@ -110,7 +110,7 @@ def test_reads_ahead_within_bounds() -> None:
         asked.append(len(indices))
         return read(indices)
 
-    with Loader(counts, COUNT, batch=8, workers=2) as loader:
+    with Loader(counts, Order(COUNT, 0), batch=8, workers=2) as loader:
         next(loader)
         time.sleep(0.2)
         assert 16 <= sum(asked) <= 6 * 8
@@ -124,7 +124,7 @@ def test_workers_work_at_once() -> None:
         meeting.wait()
         return read(indices)
 
-    with Loader(meets, COUNT, batch=64 * 3, workers=3) as loader:
+    with Loader(meets, Order(COUNT, 0), batch=64 * 3, workers=3) as loader:
         assert len(next(loader).images) == 64 * 3
         meeting.abort()
 
@@ -139,7 +139,7 @@ def test_close_ends_the_threads() -> None:
         time.sleep(0.05)
         return read(indices)
 
-    loader = Loader(slow, COUNT, batch=640, workers=2)
+    loader = Loader(slow, Order(COUNT, 0), batch=640, workers=2)
     next(loader)
     loader.close()
     assert threading.active_count() == before

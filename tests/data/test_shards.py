@@ -62,7 +62,7 @@ def test_without_labels(tmp_path: Path) -> None:
 
 def test_label_all_or_none(tmp_path: Path) -> None:
     """Some samples without a label are an error that names the first."""
-    with pytest.raises(DataError, match=r"train-00001\.tar: key 'train-0000003' has no \.cls.* \(2 of 5"):
+    with pytest.raises(DataError, match=r"train-00001\.tar: key 'train-0000003': no label: .* \(and more: 1 x no label"):
         stored(tmp_path, list(pictures(5)), [0, 1, 2, None, None])
 
 
@@ -70,7 +70,7 @@ def test_size_must_be_that_of_the_first(tmp_path: Path) -> None:
     """A picture of another size is named, with both sizes."""
     shards = stored(tmp_path, [*pictures(2), *pictures(1, size=9)], [0, 0, 0])
     assert len(shards.read(torch.tensor([0, 1]))[0]) == 2
-    with pytest.raises(DataError, match=r"key 'train-0000002': the image is 9 x 9, but the first one is 8 x 8"):
+    with pytest.raises(DataError, match=r"key 'train-0000002': wrong size: the image is 9 x 9, but the first one is 8 x 8"):
         shards.read(torch.tensor([2]))
 
 

@@ -1,0 +1,101 @@
+"""Indices of shards kept on disk: `<shard>.idx.npz` beside a shard that cdmkit prepared, or in the user's cache.
+
+An index belongs to a shard as long as the shard has the same size, first and last 64 KiB. It holds arrays and JSON, nothing that could run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cdmkit.data.cache import cache_folder
+from cdmkit.data.tar import TarIndex, index_tar
+from cdmkit.files import written
+from cdmkit.kinds import Skip
+
+EDGE = 1 << 16
+"""Bytes at either end of a shard that tell it from others."""
+
+_WORTH_KEEPING = 10_000
+"""Samples: fewer are indexed in less than a tenth of a second."""
+
+
+def index_of(path: Path) -> TarIndex:
+    """The index of a shard: the one beside it, or in the cache, where it fits; else made, and kept in the cache where that is worth it.
+
+    Raises OSError where the shard cannot be read.
+    """
+    cached = cache_folder().with_name("indices") / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.npz"
+    edges = edges_of(path)
+    for kept in (beside(path), cached):
+        with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return _read(kept, path, edges)
+    index = index_tar(path)
+    if len(index.keys) >= _WORTH_KEEPING:
+        with suppress(OSError):  # a cache that is full or read-only costs time, no more
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_index(index, cached)
+    return index
+
+
+def beside(path: Path) -> Path:
+    """Where the index of a shard lies that was prepared with it."""
+    return path.with_suffix(".idx.npz")
+
+
+def edges_of(path: Path) -> str:
+    """A digest of a file's size and of its first and last 64 KiB."""
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        ends = os.pread(file.fileno(), EDGE, 0) + os.pread(file.fileno(), EDGE, max(0, size - EDGE))
+    return hashlib.sha256(size.to_bytes(8, "little") + ends).hexdigest()
+
+
+def write_index(index: TarIndex, to: Path) -> None:
+    """Write the index of a shard. Equal shards make equal files."""
+    facts = {"edges": edges_of(index.path), "skips": [[skip.key, skip.cause, skip.message] for skip in index.skips]}
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        offsets=index.offsets,
+        sizes=index.sizes,
+        labels=index.labels,
+        keys=_bytes("\n".join(index.keys).encode("utf-8", "surrogateescape")),
+        facts=_bytes(json.dumps(facts, sort_keys=True).encode()),
+    )
+    with written(to) as file:
+        file.write(buffer.getvalue())
+
+
+def _read(kept: Path, path: Path, edges: str) -> TarIndex:
+    """A kept index. Raises ValueError where it is not that of the shard at `path`, or none at all."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(kept) as archive:
+        if sum(item.file_size for item in archive.infolist()) > size + EDGE:  # a header alone takes more than its line of an index
+            raise ValueError("larger than what it is about")
+    with np.load(kept, allow_pickle=False) as arrays:
+        facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
+        if facts["edges"] != edges:
+            raise ValueError("of another shard")
+        keys = arrays["keys"].tobytes().decode("utf-8", "surrogateescape")
+        offsets, sizes, labels = (arrays[name].astype(np.int64, casting="safe") for name in ("offsets", "sizes", "labels"))
+    names = keys.split("\n") if keys else []
+    if not offsets.shape == sizes.shape == labels.shape == (len(names),):
+        raise ValueError("lengths differ")
+    if len(names) and not (offsets.min() >= 0 <= sizes.min() and (offsets + sizes).max() <= size):
+        raise ValueError("leads out of the shard")
+    skips = tuple(Skip(str(path), str(key), str(cause), str(message)) for key, cause, message in facts["skips"])
+    return TarIndex(path, names, offsets, sizes, labels, skips)
+
+
+def _bytes(data: bytes) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(data, np.uint8)

@@ -1,0 +1,225 @@
+"""What preparers share: the images of a folder, names that a manifest can hold, and reading them in any process."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import os
+import posixpath
+import re
+import stat
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple, ParamSpec, TypeVar, cast
+
+from cdmkit.data.tar import IMAGE_EXTENSIONS
+from cdmkit.errors import DataError
+from cdmkit.kinds import Original
+
+_LARGEST_IMAGE = 1 << 30
+_LARGEST_MEMBER = 1 << 26
+_OPEN_FILES = 64
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+_UNFIT = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def kept(most: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Have a function keep its last `most` results in this process: for what takes time to open. A forked process begins with none."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        cached = functools.lru_cache(maxsize=most)(function)
+        os.register_at_fork(after_in_child=cached.cache_clear)
+        return cast(Callable[P, R], cached)
+
+    return decorate
+
+
+class Piece(NamedTuple):
+    """Where the bytes of an image lie: in a file, all of it or a part. Fit to be an original's `place`."""
+
+    folder: str
+    file: str
+    offset: int = 0
+    size: int = -1
+    """-1: the whole file."""
+
+    def read(self) -> bytes:
+        """The bytes. Files of which parts are read stay open. Raises DataError, to which the caller adds which image it was, where they
+        cannot be read.
+        """
+        path = os.path.join(self.folder, self.file)
+        try:
+            data = _whole(path) if self.size < 0 else os.pread(_opened(path).descriptor, _bounded(self.size), self.offset)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}") from error
+        if len(data) < self.size:
+            raise DataError("its file has become shorter since it was listed: do not change data in use")
+        return data
+
+
+class _Opened:
+    """A file open for reading at any position, closed with the last reference to it."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+_opened = kept(_OPEN_FILES)(_Opened)
+
+
+def _whole(path: str) -> bytes:
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as file:  # a pipe must not block
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("not a regular file")
+        _bounded(status.st_size)
+        return file.read()
+
+
+def _bounded(size: int) -> int:
+    if size > _LARGEST_IMAGE:
+        raise DataError("too large: more than 1 GiB is refused")
+    return size
+
+
+def walk(root: Path, passed_over: Counter[str]) -> list[str]:
+    """The image files under a folder, as sorted paths from it; what else is there is counted in `passed_over`, by why.
+
+    Links are followed. Each real folder is visited once, under its own name if that lies under `root`, and `root` is never left upwards:
+    links that lead round in circles end. Raises DataError where a folder cannot be listed.
+    """
+    found: list[str] = []
+    seen = {_identity(folder) for folder in Path(os.path.realpath(root)).parents}
+    folders, links = [""], list[str]()
+    while folders or links:
+        folder = folders.pop() if folders else heapq.heappop(links)
+        identity = _identity(root / folder)
+        if identity in seen:
+            passed_over["link to a folder that is listed already"] += 1
+            continue
+        seen.add(identity)
+        for entry in entries(root / folder):
+            name = folder + entry.name
+            if is_hidden(entry.name):
+                passed_over["hidden file"] += 1
+            elif is_folder(entry):
+                if entry.is_symlink():
+                    heapq.heappush(links, f"{name}/")
+                else:
+                    folders.append(f"{name}/")
+            elif reason := _is_regular(entry) or why_no_image(entry.name):
+                passed_over[reason] += 1
+            else:
+                found.append(name)
+    return sorted(found)
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, by name. Raises DataError where it cannot be listed."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The sorted names of the folders in a folder, hidden ones left out. Raises DataError where it cannot be listed."""
+    return [entry.name for entry in entries(folder) if is_folder(entry) and not is_hidden(entry.name)]
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_regular(entry: os.DirEntry[str]) -> str:
+    try:
+        return "" if entry.is_file() else "not a regular file"
+    except OSError:
+        return "not a regular file"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is left over by a system: `.DS_Store`, `._x`, `__MACOSX`, `Thumbs.db`."""
+    return name.startswith((".", "__")) or name.lower() in _SYSTEM_FILES
+
+
+def why_no_image(name: str) -> str:
+    """Why a file of this name is passed over, "" for an image. What has no extension may be one: its bytes will tell."""
+    if is_hidden(name):
+        return "hidden file"
+    extension = posixpath.splitext(name)[1][1:].lower()
+    return "" if not extension or extension in IMAGE_EXTENSIONS else "no image by its name"
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed: {error.strerror}") from error
+    return status.st_dev, status.st_ino
+
+
+def shown(name: str) -> str:
+    r"""A file's name as a line of UTF-8 text can hold it: undecodable bytes as `\xff`, control characters as `\u000a`, and a backslash
+    doubled, so that different names stay different.
+    """
+    return _UNFIT.sub(_escaped, name)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if match[0] == "\\":
+        return "\\\\"
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def in_order(originals: Iterable[Original], where: Path) -> list[Original]:
+    """A split, in the order of names. Raises DataError where two of its images have one name."""
+    ordered = sorted(originals, key=lambda original: original.name)
+    for one, two in itertools.pairwise(ordered):
+        if one.name == two.name:
+            raise DataError(f"{where}: two images are called {one.name!r}: rename or remove one")
+    return ordered
+
+
+def check_there(path: Path) -> None:
+    """Raise DataError where there is nothing at `path`."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give the file or folder that holds the images")
+
+
+def members_of_archive(path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The files of these names (without their folders) in a small compressed tar, read in one pass; nothing is written.
+
+    Raises DataError where it is damaged, or one of them has more than 64 MiB.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                name = posixpath.basename(member.name)
+                if name not in names or not member.isfile():
+                    continue
+                if member.size > _LARGEST_MEMBER:
+                    raise DataError(f"{path}: {member.name} has {member.size} bytes: more than 64 MiB is refused")
+                file = archive.extractfile(member)
+                found[name] = file.read() if file else b""
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as a tar archive ({error}): copy or download it again") from error
+    return found

@@ -1,0 +1,78 @@
+"""What of a data set cannot be used: an error, or left out and told of, as the policy says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from enum import Enum
+
+import attrs
+
+from cdmkit.errors import DataError
+from cdmkit.kinds import Skip
+
+
+_MEND = 'Mend it, or have such samples left out: data.source.damaged = "skip"'
+
+
+class Damaged(Enum):
+    """What becomes of samples that cannot be used."""
+
+    RAISE = "raise"
+    """Training ends with an error."""
+    SKIP = "skip"
+    """The next good sample stands in for each."""
+
+
+@attrs.frozen
+class Tolerance:
+    """The policy, and the share of all samples beyond which even a patient one ends with an error."""
+
+    damaged: Damaged = Damaged.RAISE
+    most: float = 0.001
+
+
+class Skips:
+    """The samples that are left out, counted. Safe to use from several threads.
+
+    `count`: all samples, good or bad. Under `Damaged.RAISE` the first one is an error.
+    """
+
+    def __init__(self, tolerance: Tolerance, count: int) -> None:
+        self._tolerance = tolerance
+        self._count = count
+        self._samples = 0
+        self._first = ""
+        self._untold: list[Skip] = []
+        self._lock = threading.Lock()
+
+    def add(self, skips: Sequence[Skip], samples: int) -> None:
+        """Leave out `samples` more, for the reasons in `skips`. Raises DataError where that is one too many."""
+        if not skips:
+            return
+        if self._tolerance.damaged is Damaged.RAISE:
+            raise DataError(f"{skips[0].message}{_others(skips[1:])}. {_MEND}")
+        with self._lock:
+            self._samples += samples
+            self._first = self._first or skips[0].message
+            self._untold += skips
+            if self._samples > self._tolerance.most * self._count:
+                raise DataError(
+                    f"{self._samples} of {self._count} samples cannot be used, more than data.source.max_skipped = {self._tolerance.most}. "
+                    f"The first: {self._first}. `cdmkit data verify` lists them all: mend or remove them, or raise max_skipped"
+                )
+
+    def take(self) -> list[Skip]:
+        """Those that were left out since this was last called."""
+        with self._lock:
+            taken, self._untold = self._untold, []
+        return taken
+
+
+def _others(skips: Sequence[Skip]) -> str:
+    """How many more there are, by cause."""
+    counts: dict[str, int] = {}
+    for skip in skips:
+        counts[skip.cause] = counts.get(skip.cause, 0) + 1
+    told = ", ".join(f"{count} x {cause}" for cause, count in counts.items())
+    return f' (and more: {told}). To leave such samples out: data.source.damaged = "skip"' if told else ""

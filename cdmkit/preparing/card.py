@@ -1,0 +1,105 @@
+"""What is told of a finished data set, in files beside its shards."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cdmkit import __version__
+from cdmkit.files import write_text, written
+from cdmkit.preparing.plan import Plan, Shard
+from cdmkit.preparing.write import Part, escaped, rows_of
+
+CARD, MANIFEST, REJECTS = "dataset.json", "manifest.tsv.gz", "rejects.tsv"
+
+Parts = Mapping[Shard, Part]
+"""The record of every shard, in order."""
+
+
+def tools() -> dict[str, str]:
+    """The versions of what decides the bytes of an image."""
+    return {"cdmkit": __version__, "pillow": version("pillow"), "simplejpeg": version("simplejpeg")}
+
+
+def make_card(plan: Plan, parts: Parts, name: str) -> dict[str, Any]:
+    """The content of `dataset.json`: equal for equal data sets, so neither times nor absolute paths."""
+    settings = plan.settings.plain()
+    splits = {split.name: _split({shard: parts[shard] for shard in split.shards}) for split in plan.splits}
+    card = {
+        "format": 1,
+        "name": name,
+        "source": plan.source,
+        "license": settings["license"],
+        "classes": [escaped(each) for each in plan.classes],
+        "resolution": next((part.side for part in parts.values() if part.samples), None),
+        **{key: settings[key] for key in ("crop", "encoding", "exif", "min_side", "seed")},
+        "tools": {tool: ", ".join(sorted({part.tools[tool] for part in parts.values()})) for tool in tools()},
+        "splits": splits,
+    }
+    return {**card, "fingerprint": _fingerprint(card)}
+
+
+def _split(parts: Parts) -> dict[str, Any]:
+    shards = [
+        {"file": shard.file, "samples": part.samples, "bytes": part.bytes, "sha256": part.sha256, "per_class": part.per_class}
+        for shard, part in parts.items()
+        if part.samples
+    ]
+    return {
+        "samples": sum(part.samples for part in parts.values()),
+        "enlarged": sum(part.enlarged for part in parts.values()),
+        "rejected": sum(len(part.rejected) for part in parts.values()),
+        "shards": shards,
+    }
+
+
+def _fingerprint(card: Mapping[str, Any]) -> str:
+    """A digest of the pictures and labels, whatever made them and whatever they are called."""
+    shards = {name: [shard["sha256"] for shard in split["shards"]] for name, split in card["splits"].items()}
+    text = json.dumps({"classes": card["classes"], "splits": shards}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_card(out: Path) -> Any:
+    """The content of the `dataset.json` in a folder, None where there is none."""
+    try:
+        return json.loads((out / CARD).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def per_class(card: Mapping[str, Any]) -> dict[str, list[int]]:
+    """How many images of each class each split has."""
+    counts = {}
+    for name, split in card["splits"].items():
+        count: Counter[str] = Counter()
+        for shard in split["shards"]:
+            count.update(shard["per_class"])
+        counts[name] = [count[str(label)] for label in range(len(card["classes"]))]
+    return counts
+
+
+def write_manifest(out: Path, shards: Iterable[Shard]) -> None:
+    """Write which image of the source each sample is. The parts are compressed already, and gzip files can be joined end to end."""
+    with written(out / MANIFEST) as file:
+        file.write(gzip.compress(b"key\tcls\tshard\tsource\n", mtime=0))
+        for shard in shards:
+            with rows_of(out, shard).open("rb") as rows:
+                shutil.copyfileobj(rows, file)
+
+
+def write_rejects(out: Path, parts: Parts) -> None:
+    """Write which images are in no shard, and why."""
+    text = io.StringIO()
+    text.write("split\tsource\tcause\n")
+    for shard, part in parts.items():
+        text.writelines(f"{shard.split}\t{rejected.name}\t{rejected.cause}\n" for rejected in part.rejected)
+    write_text(out / REJECTS, text.getvalue())

@@ -1,0 +1,67 @@
+"""What a data set will take, from a few of its images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import attrs
+
+from cdmkit.preparing.images import Made, Maker
+from cdmkit.preparing.plan import Plan, Shard, Split
+
+_TRIED = 64
+_PATIENCE = 10.0
+"""Seconds after which no further image of a split is tried."""
+
+_BLOCK = 512
+
+
+@attrs.frozen(kw_only=True)
+class Forecast:
+    """What is expected of a split."""
+
+    images: int
+    shards: int
+    bytes: int
+    """Of all its shards."""
+    tried: int
+    """Images that this was learned from."""
+    rejected: int
+    """How many of them cannot be used."""
+
+    def share(self, shards: int) -> float:
+        """The bytes that some of the shards will take."""
+        return self.bytes * shards / self.shards
+
+
+def forecast(plan: Plan) -> dict[str, Forecast]:
+    """What is expected of each split."""
+    return {split.name: _forecast(split, Maker(plan.preparer, plan.settings)) for split in plan.splits}
+
+
+def _forecast(split: Split, maker: Maker) -> Forecast:
+    """Make the first images of the shuffled order, and leave them."""
+    end = time.monotonic() + _PATIENCE
+    sizes: list[int] = []
+    tried = 0
+    for original in split.at(0, _TRIED):
+        if tried and time.monotonic() > end:
+            break
+        tried += 1
+        (outcome,) = maker.make_all([original])
+        if isinstance(outcome, Made):
+            sizes.append(_padded(len(outcome.data)) + (_padded(1) if original.label >= 0 else 0))
+    images, shards = len(split.originals), len(split.shards)
+    expected = round(images * sum(sizes) / tried) + shards * 20 * _BLOCK  # the end of an archive, at most
+    return Forecast(images=images, shards=shards, bytes=expected, tried=tried, rejected=tried - len(sizes))
+
+
+def _padded(size: int) -> int:
+    """What a member takes in an archive: a header, and whole blocks."""
+    return _BLOCK + -(-size // _BLOCK) * _BLOCK
+
+
+def remaining(expected: Mapping[str, Forecast], todo: list[Shard]) -> int:
+    """The bytes that the shards which are not done will take."""
+    return round(sum(each.share(sum(shard.split == name for shard in todo)) for name, each in expected.items()))
