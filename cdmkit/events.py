@@ -37,7 +37,9 @@ class StageStarted(Event):
 
 @attrs.frozen(kw_only=True)
 class Progress(Event):
-    """Training goes on. `loss` and `grad_norm` are means since the last event; `eta` is in seconds."""
+    """Training goes on. `loss` and `grad_norm` are means since the last event; `eta` is in seconds; `skipped` counts the samples, found
+    training began or was resumed that cannot be used.
+    """
 
     stage: str
     step: int
@@ -48,6 +50,20 @@ class Progress(Event):
     lr: float
     images_per_second: float
     eta: float
+    skipped: int
+
+
+@attrs.frozen(kw_only=True)
+class SampleSkipped(Event):
+    """A sample of the data cannot be used, and another stands in for it; `key` is empty where all of a shard from some byte on is lost.
+
+    `cause` is what many have in common, `message` tells all of it.
+    """
+
+    shard: str
+    key: str
+    cause: str
+    message: str
 
 
 @attrs.frozen(kw_only=True)

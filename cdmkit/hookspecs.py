@@ -44,6 +44,11 @@ def cdmkit_progress(event: events.Progress) -> None:
 
 
 @hookspec
+def cdmkit_sample_skipped(event: events.SampleSkipped) -> None:
+    """A sample of the data cannot be used."""
+
+
+@hookspec
 def cdmkit_checkpoint_saved(event: events.CheckpointSaved) -> None:
     """A checkpoint stands complete."""
 

@@ -112,7 +112,7 @@ class EventLog:
         write(hook_name(type(event)).removeprefix("cdmkit_"), **attrs.asdict(event))
 
     cdmkit_stage_started = cdmkit_progress = cdmkit_checkpoint_saved = cdmkit_stage_finished = cdmkit_run_started
-    cdmkit_samples_written = cdmkit_warned = cdmkit_run_finished = cdmkit_run_started
+    cdmkit_samples_written = cdmkit_sample_skipped = cdmkit_warned = cdmkit_run_finished = cdmkit_run_started
 
 
 class MetricsLog:

@@ -12,20 +12,19 @@ from torch import nn
 from cdmkit import training
 from cdmkit.cascade import Stage
 from cdmkit.component import Binds
-from cdmkit.data.resize import Resize
 from cdmkit.diffusion import Units
-from cdmkit.errors import DataError, RecipeError, SetupError, Stopped, UsageError
+from cdmkit.errors import SetupError, Stopped, UsageError
 from cdmkit.evaluation import bpd
 from cdmkit.events import Emit, Event, RunFinished, RunStarted, SamplesWritten, StageFinished, Warned
 from cdmkit.hookspecs import hook_name
-from cdmkit.kinds import DataCard
 from cdmkit.log import EventLog, MetricsLog
 from cdmkit.place import Given, Place
 from cdmkit.plugins import Plugins
+from cdmkit.preflight import look_at_data, needs_data
 from cdmkit.recipe import Recipe, loose, read, to_table, without
 from cdmkit.runs import Run
 from cdmkit.sampling import Job, Progress, Reals, obey, open_network, preview, weights_of
-from cdmkit.weights import check_begun_as_is, check_trained_as_is, check_weights, digests, guiding
+from cdmkit.weights import check_begun_as_is, check_seen_alike, check_trained_as_is, check_weights, digests, guiding
 
 
 def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Place) -> Path:
@@ -34,45 +33,18 @@ def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Pl
     Raises CdmkitError: see `cdmkit.errors`. Nothing is written before the recipe, its data and its devices are found good.
     """
     recipe = read(recipe_file, plugins, overrides)
-    card = look_at_data(recipe) if needs_data(recipe) else None
+    looked = look_at_data(recipe) if needs_data(recipe) else None
     for stage in recipe.cascade:
         stage.backend.start()
         check_weights(stage, recipe.cascade.parent(stage), plugins)
-    given = Given(card.fingerprint if card else "", digests(recipe.cascade))
+    given = Given(looked.train.fingerprint if looked else "", digests(recipe.cascade))
     with place.opened(recipe, given, recipe_file, plugins) as run, observed(run, plugins) as emit, training.stop_on_signals() as stop:
         emit(RunStarted(path=run.path, name=recipe.name, stages=tuple(recipe.stage)))
+        if looked:
+            looked.tell(recipe, emit)
         for stage in recipe.cascade:
-            train_stage(stage, recipe, given, run, emit, stop)
+            train_stage(stage, recipe, given, looked.train.crop if looked else "", run, emit, stop)
         return sample_leaves(recipe, run, plugins, emit, stop)
-
-
-def needs_data(recipe: Recipe) -> bool:
-    """Whether a run looks at images: to train on, or to enlarge."""
-    return any(stage.train.steps or stage.low_res for stage in recipe.cascade)
-
-
-def look_at_data(recipe: Recipe) -> DataCard:
-    """The data's card. Raises DataError where the data is not there or does not fit the recipe's stages and classes, and RecipeError
-    where its images could not be made smaller.
-    """
-    card = recipe.data.source.card()
-    resolutions = [stage.resolution for stage in recipe.cascade]
-    largest = max(resolutions)
-    if card.resolution % largest:
-        raise DataError(
-            f"the images are {card.resolution} x {card.resolution} pixels, but the largest stage makes {largest} x {largest}: "
-            "they must be as large, or a multiple of it. Use larger images (`shapes` draws any: data.source.resolution) or smaller stages"
-        )
-    if recipe.data.downsample is Resize.NEAREST and min(resolutions) < card.resolution:
-        raise RecipeError('data.downsample = "nearest" cannot shrink images, since that would alias: use "area", "bilinear" or "bicubic"')
-    if recipe.data.classes and not card.classes:
-        raise DataError(f"data.classes = {recipe.data.classes}, but the images have no labels: set data.classes = 0, or use labelled data")
-    if 0 < recipe.data.classes < card.classes:
-        raise DataError(
-            f"data.classes = {recipe.data.classes}, but labels go up to {card.classes - 1}: "
-            f"set data.classes = {card.classes}, or 0 to ignore the labels"
-        )
-    return card
 
 
 def teller(plugins: Plugins) -> Emit:
@@ -116,7 +88,7 @@ def observed(run: Run, plugins: Plugins) -> Iterator[Emit]:
             plugins.manager.unregister(log)
 
 
-def train_stage(stage: Stage, recipe: Recipe, given: Given, run: Run, emit: Emit, stop: training.StopRequest) -> None:
+def train_stage(stage: Stage, recipe: Recipe, given: Given, crop: str, run: Run, emit: Emit, stop: training.StopRequest) -> None:
     """Train one stage, unless it is trained already and nothing that matters to it has changed, or it is sampled as it came."""
     parent = recipe.cascade.parent(stage)
     if not stage.train.steps:
@@ -135,7 +107,7 @@ def train_stage(stage: Stage, recipe: Recipe, given: Given, run: Run, emit: Emit
 
     def show(network: nn.Module, step: int) -> None:
         path = folder / "samples" / f"step-{step:08d}.png"
-        source, downsample = recipe.data.source, recipe.data.downsample
+        source, downsample = recipe.data.unseen, recipe.data.downsample
         try:
             count = preview(
                 stage,
@@ -163,7 +135,12 @@ def train_stage(stage: Stage, recipe: Recipe, given: Given, run: Run, emit: Emit
         classes=recipe.data.classes,
         seed=recipe.seed,
         folder=folder,
-        metadata={"stage": stage.name, "table": tables[stage.name], "parent": tables.get(stage.after or ""), "data": data},
+        metadata={
+            "stage": stage.name,
+            "table": tables[stage.name],
+            "parent": tables.get(stage.after or ""),
+            "data": {**data, "crop": crop},
+        },
         emit=emit,
         stop=stop,
         sample=show,
@@ -216,9 +193,12 @@ def sample_stage(
         check_begun_as_is(each, path)
         check_trained_as_is(each, recipe.cascade.parent(each), path)
     real = lineage[0].low_res
+    if real is not None:
+        card = look_at_data(recipe).unseen
+        check_seen_alike(lineage[0], weights_of(lineage[0], run.path / "stages"), recipe.data.downsample, card.crop)
     job = Job(
         lineage=lineage,
-        reals=None if real is None else Reals(recipe.data.source, recipe.data.downsample, real),
+        reals=None if real is None else Reals(recipe.data.unseen, recipe.data.downsample, real),
         guides={each.name: guide for each in lineage if (guide := guiding(each, recipe.cascade.parent(each), plugins))},
         count=count or recipe.sample.count,
         batch=batch or recipe.sample.batch,
@@ -241,37 +221,48 @@ def measure_bpd(
     steps: int | None,
     units: Units,
     seed: int,
+    split: str | None = None,
 ) -> list[bpd.Result]:
-    """The variational bound of trained stages on `count` training images, written into `folder`, by default the run's eval/.
+    """The variational bound of trained stages on `count` images, written into `folder`, by default the run's eval/.
 
-    See `cdmkit.evaluation.bpd.Measurement`. Raises UsageError where there are fewer images or timesteps, CheckpointError where a stage has
-    no weights, and SetupError where `folder` cannot be written.
+    split: "train" or "val"; by default the one that nothing was learned from, where there is one. See
+    `cdmkit.evaluation.bpd.Measurement`. Raises UsageError where there are fewer images or timesteps or there is no such split,
+    CheckpointError where a stage has no weights or was trained on images made in another way, and SetupError where `folder` cannot be
+    written.
     """
-    card = look_at_data(recipe)
+    looked = look_at_data(recipe)
+    looked.tell(recipe, emit)
+    split = split or ("val" if looked.val else "train")
+    if split == "val" and looked.val is None:
+        raise UsageError("the recipe has no validation images: add a table [data.val] with a source, or measure --split train")
+    card, source = (looked.train, recipe.data.source) if split == "train" else (looked.unseen, recipe.data.unseen)
     if count > card.count:
-        raise UsageError(f"the data has {card.count} images, not {count}: lower --count")
+        raise UsageError(f"the {split} data has {card.count} images, not {count}: lower --count")
     if short := [stage.name for stage in stages if steps and steps > stage.process().steps]:
         raise UsageError(f"stage {short[0]!r} has fewer than {steps} timesteps: lower --steps, or leave it out for all of them")
     place = folder or run.path / "eval"
     bpd.open_folder(place)
     measure = bpd.Measurement(
-        source=recipe.data.source,
+        source=source,
         downsample=recipe.data.downsample,
         count=count,
         batch=min(batch, count),
         seed=seed,
         steps=steps,
         units=units,
+        split=split,
+        skipped=lambda skip: emit(skip.event()),
         labeled=recipe.data.classes > 0,
     )
     progress, results = Progress(emit, total={stage.name: measure.calls(stage) for stage in stages}), []
     paths = {stage.name: weights_of(stage, run.path / "stages") for stage in stages}
     for stage in stages:  # all of them before the work
         check_trained_as_is(stage, recipe.cascade.parent(stage), paths[stage.name])
+        check_seen_alike(stage, paths[stage.name], recipe.data.downsample, card.crop)
     for stage in stages:
         path, parent, session = paths[stage.name], recipe.cascade.parent(stage), stage.backend.start()
         result = measure(stage, parent, open_network(stage, path, recipe.data.classes, session), session, progress)
-        facts = {"weights": str(path), "seed": seed, "split": "train", "downsample": recipe.data.downsample.value}
+        facts = {"weights": str(path), "seed": seed, "downsample": recipe.data.downsample.value}
         result.write(place, {**facts, "s": stage.condition.s if stage.enlarging else None})
         results.append(result)
     return results

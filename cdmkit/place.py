@@ -85,7 +85,7 @@ class Place:
 
 
 _HARMLESS = re.compile(
-    r"description|requires\..*|sample\..*"
+    r"description|requires\..*|sample\..*|data\.val(\..*)?"
     r"|stage\.[^.]+\.(backend\.device|train\.(steps|log_every|sample_every|checkpoint_every|keep))"
 )
 

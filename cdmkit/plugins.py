@@ -38,6 +38,11 @@ BUILTIN: tuple[str, ...] = (
     "cdmkit.builtin.guidances",
     "cdmkit.builtin.shapes",
     "cdmkit.builtin.webdataset",
+    "cdmkit.builtin.imagenet",
+    "cdmkit.builtin.lsun",
+    "cdmkit.builtin.cifar10",
+    "cdmkit.builtin.folder",
+    "cdmkit.builtin.reshard",
     "cdmkit.builtin.optimizers",
     "cdmkit.builtin.backends",
 )

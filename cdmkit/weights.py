@@ -9,6 +9,7 @@ from typing import Any
 from cdmkit import training
 from cdmkit.cascade import Cascade, Stage
 from cdmkit.component import Binds
+from cdmkit.data.resize import Resize
 from cdmkit.errors import CheckpointError
 from cdmkit.files import digest
 from cdmkit.plugins import Plugins
@@ -67,6 +68,20 @@ def check_trained_as_is(stage: Stage, parent: Stage | None, path: Path) -> None:
         raise CheckpointError(
             f"stage {stage.name!r} was trained as another one ({path}):\n  {listed}\nTake the change back, or train it so first."
         )
+
+
+def check_seen_alike(stage: Stage, path: Path, downsample: Resize, crop: str) -> None:
+    """Raise CheckpointError where the weights in a file were trained on images that were made in another way than those they are to be
+    shown: cropped, or made smaller. What either does not tell is let pass.
+    """
+    data = _told(stage, path).get("data", {})
+    for what, key, now in (("cropped", "crop", crop), ("made smaller", "downsample", downsample.value)):
+        before = data.get(key)
+        if before and now and before != now:
+            raise CheckpointError(
+                f"stage {stage.name!r} was trained on images {what} by {before!r} ({path}), but these are {what} by {now!r}: "
+                "what it makes of them would tell nothing. Prepare both alike, or train it so first."
+            )
 
 
 def _told(stage: Stage, path: Path) -> dict[str, Any]:

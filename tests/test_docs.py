@@ -288,7 +288,9 @@ def test_the_observer_on_the_page_of_hooks_is_a_plugin(capsys: pytest.CaptureFix
     exec(next(blocks(DOCS / "reference" / "hooks.md", "python")).text, vars(module))  # noqa: S102  (our own page)
     plugins = load_plugins(extra=[module])
     assert plugins.faults == ()
-    event = events.Progress(stage="base", step=1, steps=2, images=3, loss=0.5, grad_norm=1.0, lr=0.1, images_per_second=4.0, eta=5.0)
+    event = events.Progress(
+        stage="base", step=1, steps=2, images=3, loss=0.5, grad_norm=1.0, lr=0.1, images_per_second=4.0, eta=5.0, skipped=0
+    )
     plugins.manager.hook.cdmkit_progress(event=event)
     assert capsys.readouterr().out == "base 1 0.5\n"
 

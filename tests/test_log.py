@@ -19,7 +19,9 @@ from tests.training.test_checkpoint import full_disk
 
 
 def progress(step: int, loss: float = 0.5, stage: str = "base") -> Progress:
-    return Progress(stage=stage, step=step, steps=10, images=4 * step, loss=loss, grad_norm=1.0, lr=0.1, images_per_second=2.0, eta=3.0)
+    return Progress(
+        stage=stage, step=step, steps=10, images=4 * step, loss=loss, grad_norm=1.0, lr=0.1, images_per_second=2.0, eta=3.0, skipped=0
+    )
 
 
 def entries(path: Path) -> list[dict[str, Any]]:

@@ -93,10 +93,7 @@ def _find(path: Path) -> Path:
 def _loaded(place: str) -> _Cifar:
     """All batches of an archive or a folder."""
     path, wanted = Path(place), (*_BINARY, *_PYTHON)
-    if path.is_file():
-        files = members_of_archive(path, wanted)
-    else:
-        files = {name: _whole(path, name) for name in wanted if (path / name).is_file()}
+    files = members_of_archive(path, wanted) if path.is_file() else _members_of_folder(path, wanted)
     binary = any(name in files for name in _BINARY)
     names = _BINARY if binary else _PYTHON
     missing = [name for name in names if name not in files]
@@ -107,11 +104,15 @@ def _loaded(place: str) -> _Cifar:
     return _Cifar(batches, _checked_names(parse_names(files[names[-1]], f"{path}: {names[-1]}"), f"{path}: {names[-1]}"))
 
 
-def _whole(folder: Path, name: str) -> bytes:
-    try:
-        return Piece(str(folder), name).read()
-    except DataError as error:
-        raise DataError(f"{folder / name}: {error}") from None
+def _members_of_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    found = {}
+    for name in names:
+        if (folder / name).is_file():
+            try:
+                found[name] = Piece(str(folder), name).read()
+            except DataError as error:
+                raise DataError(f"{folder / name}: {error}") from None
+    return found
 
 
 def _binary(data: bytes, where: str) -> _Batch:
@@ -228,6 +229,10 @@ class _Machine:
             raise TypeError("entries for what is no dict")
         self.stack[-1].update((_text(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
 
+    def new(self, items: Sequence[Any]) -> None:
+        self.stack.append({})
+        self.update(items)
+
     def name(self, name: str) -> None:
         if name not in _KNOWN:
             raise ValueError(f"it would import {name!r}")
@@ -266,7 +271,8 @@ def _text(key: Any) -> str:
 
 
 _PUSHED = frozenset(
-    "INT LONG BININT BININT1 BININT2 LONG1 STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES".split()
+    {"INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "STRING", "BINSTRING", "SHORT_BINSTRING"}
+    | {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"}
 )
 """Opcodes that put their argument on the stack."""
 
@@ -288,7 +294,7 @@ _STEPS: Mapping[str, Callable[[_Machine, Any], None]] = {
     "APPEND": lambda machine, _: machine.extend(machine.taken(1)),
     "APPENDS": lambda machine, _: machine.extend(machine.marked()),
     "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "DICT": lambda machine, _: (lambda items: (machine.push({}), machine.update(items)) and None)(machine.marked()),
+    "DICT": lambda machine, _: machine.new(machine.marked()),
     "SETITEM": lambda machine, _: machine.update(machine.taken(2)),
     "SETITEMS": lambda machine, _: machine.update(machine.marked()),
     "GLOBAL": lambda machine, name: machine.name(name),

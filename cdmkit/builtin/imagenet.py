@@ -80,7 +80,9 @@ class ImageNet(Preparer):
         check_there(path)
         passed_over = Counter[str]()
         root, splits = _find(path.absolute(), passed_over)
-        if "val" in splits and splits["val"] and not splits["val"][0].wnid:
+        if "train" in splits and not splits["train"][0].wnid:
+            raise DataError(f"{root}: train has no classes: its archive holds images themselves, not a <wnid>.tar for each class")
+        if "val" in splits and not splits["val"][0].wnid:
             told = self._told(root, sorted(image.name for image in splits["val"]))
             splits["val"] = _labelled(splits["val"], told)
             val_wnids = set(told.wnids.values())
@@ -131,8 +133,8 @@ def _find(path: Path, passed_over: Counter[str]) -> tuple[Path, dict[str, list[_
     if any(map(_is_wnid, folders_in(path))):
         return path, {"train": _listed(path, passed_over)}
     raise DataError(
-        f"no ImageNet in {path}: looked for ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, train/<wnid>, val, {_KAGGLE}/train and <wnid>, "
-        "where a <wnid> is a name such as n01440764; other folders of images are for the preparer `folder`"
+        f"no ImageNet in {path}: looked for ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, train/<wnid>, val, {_KAGGLE}/train and "
+        "<wnid>, where a <wnid> is a name such as n01440764; other folders of images are for the preparer `folder`"
     )
 
 
@@ -216,16 +218,14 @@ def _stem(name: str) -> str:
 
 def _read_labels(where: Path, names: Sequence[str]) -> _Told:
     """What a file or development kit tells of the images `names`, which are sorted."""
+    if where.name == _TRUTH:
+        where = where.parent
     if where.is_dir():
         return _in_turn(where, _from_devkit(where, {file: _bytes(where, file) for file in (_TRUTH, _META)}), names)
     if where.suffix in (".gz", ".tgz", ".tar"):
         return _in_turn(where, _from_devkit(where, members_of_archive(where, (_TRUTH, _META))), names)
     rows = _rows(_bytes(where.parent, where.name), where)
     if all(len(row) == 1 for _, row in rows):
-        if rows and rows[0][1][0].isdigit():
-            return _in_turn(
-                where, _from_devkit(where, {file: _bytes(where.parent, file) for file in (where.name, _META)}, where.name), names
-            )
         return _in_turn(where, [_wnid(row[0], where, line) for line, row in rows], names)
     wnids: dict[str, str] = {}
     for line, row in rows:
@@ -267,32 +267,33 @@ def _in_turn(where: Path, wnids: Sequence[str], names: Sequence[str]) -> _Told:
     return _Told(where, dict(zip(map(_stem, names), wnids, strict=True)))
 
 
-def _from_devkit(where: Path, files: Mapping[str, bytes], truth: str = _TRUTH) -> list[str]:
+def _from_devkit(where: Path, files: Mapping[str, bytes]) -> list[str]:
     """The WNIDs of val, in the order of its images. The kit numbers classes in an order of its own, which `meta.mat` resolves."""
-    missing = [file for file in (truth, _META) if file not in files]
+    missing = [file for file in (_TRUTH, _META) if file not in files]
     if missing:
-        raise DataError(f"{where} holds no {' and no '.join(missing)}: download it again")
+        raise DataError(f"{where} holds no {' and no '.join(missing)}: it is not the development kit, or not all of it")
     synsets = _synsets(files[_META], where)
     wnids = []
-    for line, row in _rows(files[truth], where):
-        if not (row[0].isascii() and row[0].isdigit()) or (wnid := synsets.get(int(row[0][:9]))) is None:
-            raise DataError(f"{where}: line {line} of {truth} says {row[0]!r}, which is not the number of a class in {_META}")
+    for line, (number, *_) in _rows(files[_TRUTH], where):
+        wnid = synsets.get(number)
+        if wnid is None:
+            raise DataError(f"{where}: line {line} of {_TRUTH} says {number!r}, which is not the number of a class in {_META}")
         wnids.append(wnid)
     return wnids
 
 
-def _synsets(meta: bytes, where: Path) -> dict[int, str]:
-    """WNID by ILSVRC2012_ID, of the 1000 classes that have images."""
+def _synsets(meta: bytes, where: Path) -> dict[str, str]:
+    """WNID by ILSVRC2012_ID, as text, of the 1000 classes that have images."""
     try:
         from scipy.io import loadmat
     except ImportError:
         raise SetupError(f"{where} tells labels in a MATLAB file, and scipy reads it: pip install 'cdmkit[imagenet]'") from None
     try:
         synsets = loadmat(io.BytesIO(meta), squeeze_me=True, variable_names=["synsets"])["synsets"]
-        numbered = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"].flat, synsets["WNID"].flat, strict=True)}
+        numbered = [(int(number), str(wnid)) for number, wnid in zip(synsets["ILSVRC2012_ID"].flat, synsets["WNID"].flat, strict=True)]
     except Exception as error:  # whatever scipy stumbles over in damaged files
         raise DataError(f"{where}: {_META} cannot be read ({type(error).__name__}: {error}): download it again") from None
-    return {number: wnid for number, wnid in numbered.items() if 1 <= number <= _CLASSES and _is_wnid(wnid)}
+    return {str(number): wnid for number, wnid in numbered if 1 <= number <= _CLASSES and _is_wnid(wnid)}
 
 
 @hookimpl

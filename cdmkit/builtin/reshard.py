@@ -6,13 +6,14 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from cdmkit.component import Component, component
 from cdmkit.data.find import find_shards
+from cdmkit.data.listing import NAMES, Listing
 from cdmkit.data.originals import Piece, entries, in_order, is_hidden, shown
 from cdmkit.data.tar import TarIndex, index_tar
 from cdmkit.errors import DataError
@@ -29,30 +30,31 @@ _MOST_CLASSES = 1_000_000
 class Reshard(Preparer):
     """WebDataset tars: a folder that holds some, one tar, or a pattern with wildcards or braces.
 
-    If a `dataset.json` beside the tars says `{"splits": {split: {"shards": [{"file": name}]}}}`, these are the splits, and its `classes`
-    the names of the labels. If not, the last word before the number tells the split: `train-00000.tar`, `imagenet-val-000.tar`. Where no
-    shard has such a word, all are `train`.
+    If a list of shards lies beside the tars, it tells their splits: `dataset.json` as cdmkit writes it, which tells the names of the
+    classes too, or timm's `_info.json`. If not, the last word before a tar's number does: `train-00000.tar`, `imagenet-val-000.tar`. Where
+    no tar has such a word, all are `train`.
 
-    A sample is `<key>.png` (or jpg, jpeg, webp, bmp) with or without `<key>.cls`: all have labels, or none has. Tars in the folder that
-    `dataset.json` does not list are passed over.
+    A sample is `<key>.png` (or jpg, jpeg, webp, bmp) with or without `<key>.cls`: all have labels, or none has. Passed over and counted are
+    samples that cannot be used, and tars of the folder that its list does not name.
     """
 
     def look(self, path: Path) -> Originals:
         """Index all shards. Raises DataError where one is damaged, or labels or splits cannot be told."""
-        passed_over: Counter[str] = Counter()
-        shards = [*_tars(path)] if path.is_dir() else find_shards(str(path))
-        folder = shards[0].absolute().parent
-        card = _Card.beside(folder) if all(shard.absolute().parent == folder for shard in shards) else _Card()
-        if path.is_dir() and card.splits:
-            unlisted = {shard.name for shard in shards} - card.splits.keys()
-            passed_over["shard that dataset.json does not list"] += len(unlisted)
-            shards = [path / name for name in card.splits]
-        indices = [(card.splits.get(shard.name, ""), index_tar(_existing(shard.absolute()))) for shard in shards]
-        by_name = _by_name([index.path for split, index in indices if not split])
-        classes = _classes([index for _, index in indices], card.classes)
+        passed_over = Counter[str]()
+        shards = [shard.absolute() for shard in (_tars(path) if path.is_dir() else find_shards(str(path)))]
+        folders = {shard.parent for shard in shards} or {path.absolute()}
+        told = _Told.beside(folders.pop()) if len(folders) == 1 else _Told()
+        if path.is_dir() and told.splits:
+            passed_over["shard that the list beside it does not name"] += len(set(shards) - told.splits.keys())
+            shards = list(told.splits)
+        if not shards:
+            raise DataError(f"no shards in {path}: looked for *.tar; give the folder that holds them, one tar, or a pattern")
+        indices = [_indexed(shard, passed_over) for shard in shards]
+        classes = _classes(indices, told.classes)
+        by_name = _by_name([shard for shard in shards if not told.splits.get(shard)])
         splits: dict[str, list[Original]] = defaultdict(list)
-        for split, index in indices:
-            splits[split or by_name[index.path]] += _originals(index)
+        for index in indices:
+            splits[told.splits.get(index.path) or by_name[index.path]] += _originals(index)
         ordered = {split: in_order(splits[split], path) for split in sorted(splits)}
         return Originals(splits=ordered, classes=classes, passed_over=dict(+passed_over))
 
@@ -63,53 +65,55 @@ class Reshard(Preparer):
 
 
 @attrs.frozen
-class _Card:
-    """What a `dataset.json` tells."""
+class _Told:
+    """What the list of shards in a folder tells."""
 
-    splits: Mapping[str, str] = attrs.field(factory=dict)
-    """Split by file name."""
+    splits: Mapping[Path, str] = attrs.field(factory=dict)
+    """The split of each shard, "" where the list names none."""
     classes: Sequence[str] = ()
+    """The names of the labels, if it tells them."""
 
     @classmethod
-    def beside(cls, folder: Path) -> _Card:
-        """That of a folder, empty where there is none or it lists no shards. Raises DataError where it cannot be read."""
-        path = folder / "dataset.json"
-        try:
-            told = json.loads(path.read_text("utf-8"))
-            return cls(dict(_listed(told)), _names(told)) if isinstance(told, dict) and "splits" in told else cls()
-        except FileNotFoundError:
-            return cls()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{path} cannot be read as the list of shards beside it ({error!r}): mend or remove it") from None
+    def beside(cls, folder: Path) -> _Told:
+        """That of a folder, empty where there is none. Raises DataError where it cannot be understood, or a shard is not as it tells."""
+        for path in (folder / name for name in NAMES):
+            try:
+                text = path.read_text("utf-8")
+            except FileNotFoundError:
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{path} cannot be read as a list of shards ({error!r}): mend or remove it") from None
+            splits = Listing.parse(text, str(path)).splits
+            for name, listed in ((name, listed) for shards in splits.values() for name, listed in shards.items()):
+                size = (folder / name).stat().st_size if (folder / name).is_file() else None
+                if size is None or listed.bytes not in (None, size):
+                    found = "is missing" if size is None else f"has {size} bytes, not {listed.bytes}"
+                    raise DataError(f"{folder / name} {found}, as {path.name} tells: copy it again")
+            return cls({folder / name: split for split, shards in splits.items() for name in shards}, _names(json.loads(text)))
+        return cls()
 
 
-def _listed(told: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """File name and split of each shard of a card."""
-    for split, about in told["splits"].items():
-        for shard in about["shards"]:
-            name = shard["file"]
-            if not isinstance(name, str) or name in ("", ".", "..") or PurePosixPath(name).name != name:
-                raise ValueError(f"{name!r} is not the name of a file beside it")
-            yield name, split
-
-
-def _names(told: Mapping[str, Any]) -> Sequence[str]:
-    """The names of the classes of a card, none where it has none."""
-    names = told.get("classes")
+def _names(plain: Mapping[str, Any]) -> Sequence[str]:
+    """The names of the classes in a list of shards, none where it has none."""
+    names = plain.get("classes")
     return tuple(shown(name) for name in names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
-def _tars(folder: Path) -> Iterable[Path]:
-    found = [folder / entry.name for entry in entries(folder) if entry.name.endswith(".tar") and not is_hidden(entry.name)]
-    if not found:
-        raise DataError(f"no shards in {folder}: looked for *.tar; give the folder that holds them, one tar, or a pattern")
-    return found
+def _tars(folder: Path) -> list[Path]:
+    return [folder / entry.name for entry in entries(folder) if entry.name.endswith(".tar") and not is_hidden(entry.name)]
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise DataError(f"{path} is missing or no file, but dataset.json beside it lists it: copy it again")
-    return path
+def _indexed(path: Path, passed_over: Counter[str]) -> TarIndex:
+    """The samples of a shard. Those that cannot be used are counted. Raises DataError where all from some byte on cannot."""
+    try:
+        index = index_tar(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    for skip in index.skips:
+        if not skip.key:
+            raise DataError(skip.message)
+        passed_over[skip.cause] += 1
+    return index
 
 
 def _by_name(paths: Sequence[Path]) -> dict[Path, str]:
@@ -121,7 +125,7 @@ def _by_name(paths: Sequence[Path]) -> dict[Path, str]:
     untold = next((path for path, split in splits.items() if not split), None)
     if untold is not None:
         raise DataError(
-            f"{untold}: its name tells no split, as others do: call it train-00000.tar or val-00000.tar, or list it in dataset.json"
+            f"{untold}: its name tells no split, as others do: call it train-00000.tar or val-00000.tar, or list all in a dataset.json"
         )
     return splits
 

@@ -17,8 +17,8 @@ class WebDataset(Source):
     """WebDataset tars: `<key>.png` (or jpg, webp, bmp) with `<key>.cls`, or without any `.cls` for data without classes.
 
     All pictures are square and of one size, the largest that the cascade needs: stages shrink them. `cdmkit data prepare` makes such shards.
-    Every epoch is a full shuffle over all shards, unless `mix` says otherwise. Shards named by URL are fetched into a cache when their images
-    are needed. Damaged or incomplete shards and pictures are errors that name the shard and the key, or are left out: the next good picture
+    Every epoch is a full shuffle over all shards, unless `mix` says otherwise. Shards named by URL are fetched into a cache when their
+    images are needed. Damaged or incomplete shards and pictures are errors that name the shard and the key, or are left out: the next good picture
     stands in for each, so that batches stay full and resuming stays exact.
     """
 
@@ -34,6 +34,7 @@ class WebDataset(Source):
         0.001, help='with damaged = "skip": the share of samples beyond which that is an error all the same', ge=0, le=1
     )
     max_pixels: int = option(MAX_PIXELS, help="larger pictures are refused before they are decoded", ge=1)
+    cache: float = option(0.0, help="gigabytes of shards fetched from URLs that are kept on this machine; 0: all", ge=0)
 
     def card(self) -> DataCard:
         """Index the shards and decode the first picture."""
@@ -44,6 +45,7 @@ class WebDataset(Source):
             classes=shards.classes,
             fingerprint=shards.fingerprint(),
             crop=shards.crop,
+            largest=shards.largest if shards.classes else "",
             skips=tuple(shards.skips.take()),
         )
 
@@ -56,7 +58,7 @@ class WebDataset(Source):
         )
 
     def _opened(self) -> Shards:
-        return open_shards(self.shards, self.split, Tolerance(self.damaged, self.max_skipped), self.max_pixels)
+        return open_shards(self.shards, self.split, Tolerance(self.damaged, self.max_skipped), self.max_pixels, int(self.cache * 1e9))
 
 
 @hookimpl

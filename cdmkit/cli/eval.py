@@ -28,6 +28,9 @@ _ROWS = 10
     "--steps", type=click.IntRange(min=1), help="Points of a respaced chain, whose bound is another one, mostly looser; by default all T."
 )
 @click.option("--units", type=click.Choice(["bits", "nats"]), default="bits", show_default=True, help="Bits or nats per dimension.")
+@click.option(
+    "--split", type=click.Choice(["train", "val"]), help="Images to measure on; by default those of [data.val], where the recipe has it."
+)
 @click.option("--seed", type=click.IntRange(min=0), help="Decides the images' order and their noise; by default the recipe's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to; by default the run's eval/.")
 @overrides_option
@@ -41,6 +44,7 @@ def evaluate(
     batch: int,
     steps: int | None,
     units: str,
+    split: str | None,
     seed: int | None,
     out: Path | None,
     overrides: tuple[str, ...],
@@ -49,7 +53,7 @@ def evaluate(
 ) -> None:
     """Measure the trained stages of RUN: a run's folder, or a recipe's name for its newest run.
 
-    bpd is the variational bound on training images, in bits per dimension, with its curve over timesteps. Writes bpd-<stage>.json, .csv and
+    bpd is the variational bound on real images, in bits per dimension, with its curve over timesteps. Writes bpd-<stage>.json, .csv and
     .png, and prints the numbers.
     """
     _check_metrics(metrics)
@@ -74,6 +78,7 @@ def evaluate(
             steps=steps,
             units=Units(units),
             seed=recipe.seed if seed is None else seed,
+            split=split,
         )
     if as_json:
         print_json([result.table() for result in results])
@@ -96,9 +101,10 @@ def _print(result: Result) -> None:
     """A line of sums, and some rows of the curve."""
     respaced = "" if result.calls == result.chain else f" (of a respaced chain, not of all {result.chain} timesteps)"
     error, plural = (f" +- {result.error:.4f}", "s") if result.images > 1 else ("", "")
+    kind = {"train": "training", "val": "validation"}[result.split]
     click.echo(
         f"{result.stage} {result.resolution} x {result.resolution}: {result.total:.4f}{error} {result.units}, "
-        f"{result.images} training image{plural}, {result.calls} points{respaced}; prior {result.prior:.2g}"
+        f"{result.images} {kind} image{plural}, {result.calls} points{respaced}; prior {result.prior:.2g}"
     )
     points = len(result.terms)  # shown at equal ratios: most of the sum is at the first of them
     shown = sorted({round(points ** (row / (_ROWS - 1))) - 1 for row in range(_ROWS)})

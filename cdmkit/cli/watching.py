@@ -32,6 +32,7 @@ class Watcher:
         self._bars = Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=self.console, transient=True)
         self._tasks: dict[str, TaskID] = {}
         self._last_line = 0.0
+        self._causes: set[str] = set()
 
     def __enter__(self) -> Watcher:
         if self.console.is_interactive:
@@ -84,6 +85,13 @@ class Watcher:
     def cdmkit_sampling_progress(self, event: events.SamplingProgress) -> None:
         """Show how many network calls are done."""
         self._advance(f"{event.stage} sampling", event.done, event.total, "network calls", ends=event.done == event.total)
+
+    @hookimpl
+    def cdmkit_sample_skipped(self, event: events.SampleSkipped) -> None:
+        """Warn of each cause once; the others are in events.jsonl."""
+        if event.cause not in self._causes:
+            self._causes.add(event.cause)
+            self._say(f"warning: {event.message}. It is left out. Of others with the same fault only events.jsonl tells.")
 
     @hookimpl
     def cdmkit_warned(self, event: events.Warned) -> None:

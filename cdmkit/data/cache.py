@@ -37,16 +37,12 @@ _AUTHORITY = re.compile(r"[a-z0-9]+://[^/?#]*")
 
 def cache_folder() -> Path:
     """Where shards are kept: `shards` in $CDMKIT_CACHE, else in $XDG_CACHE_HOME/cdmkit, else in ~/.cache/cdmkit."""
+    given, home = os.environ.get("CDMKIT_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(given or (os.path.join(home, "cdmkit") if os.path.isabs(home) else "~/.cache/cdmkit"))
     try:
-        return _base(os.environ.get("CDMKIT_CACHE"), os.environ.get("XDG_CACHE_HOME", "")) / "shards"
+        return base.expanduser().absolute() / "shards"
     except RuntimeError as error:
         raise SetupError(f"there is no folder to keep downloads in: {error}. Set CDMKIT_CACHE to one.") from None
-
-
-def _base(given: str | None, home: str) -> Path:
-    if given:
-        return Path(given).expanduser().absolute()
-    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "cdmkit"
 
 
 @attrs.frozen
@@ -91,8 +87,8 @@ class Cache:
     def evict(self, keep: Collection[Path] = ()) -> int:
         """Remove the files that were used longest ago until the rest is within the limit. The bytes of that rest are returned.
 
-        `keep` is all that this process still reads. It stays, and so does what another living process has fetched: the rest can be above the
-        limit. What killed downloads have left goes in any case.
+        `keep` is all that this process still reads. It stays, and so does what another living process has fetched: the rest can be above
+        the limit. What killed downloads have left goes in any case.
         """
         kept = {_key(path) for path in keep}
         for path in self.folder.glob("*.partial"):

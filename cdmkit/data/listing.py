@@ -66,6 +66,8 @@ def _splits(plain: Any) -> Iterator[tuple[str, Iterator[tuple[str, Listed]]]]:
     elif "splits" in plain:
         for split, told in plain["splits"].items():
             yield split, _timm(told) if "filenames" in told else _own(told)
+    elif not plain:
+        raise ValueError("it lists nothing")
     else:  # open_clip
         yield "", ((_plain_name(name), Listed(samples=_count(count))) for name, count in plain.items())
 

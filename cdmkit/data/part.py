@@ -90,5 +90,10 @@ class Part:
 
 
 def parts_of(located: Located, cache: Cache) -> list[Part]:
-    """Every shard of a set. Those without a list that tells their samples are fetched now."""
-    return [Part(shard, located.classes, cache) for shard in located.shards]
+    """Every shard of a set. Those without a list that tells their samples are fetched now; and the first one, where the list does not tell
+    whether there are labels.
+    """
+    parts = [Part(shard, located.classes, cache) for shard in located.shards]
+    if not located.classes:
+        parts[0].index()
+    return parts

@@ -133,6 +133,8 @@ def _attempt(url: str, path: Path, size: int | None, most: int | None, timeout: 
 
 def _failure(url: str, error: Exception, timeout: float) -> Exception:
     """What to raise for what fsspec raised."""
+    import aiohttp
+
     if isinstance(error, OSError) and error.errno in _LOCAL:
         return error
     status = next((code for name in ("status", "code") if isinstance(code := getattr(error, name, None), int)), 0)
@@ -142,10 +144,14 @@ def _failure(url: str, error: Exception, timeout: float) -> Exception:
         return NotThere(
             f"{shown(url)}: the server refuses access ({status or 403}): check the address, and whether its signature is still valid"
         )
+    if isinstance(error, (aiohttp.RedirectClientError, aiohttp.TooManyRedirects)):
+        return DataError(
+            f"{shown(url)}: the server sends us on without end, or to what is no http ({shown(str(error))}): check the address"
+        )
     if isinstance(error, TimeoutError):
         return _Passing(f"nothing came for {timeout:g} s")
     words = f"the server answers {status} {getattr(error, 'message', '')}".rstrip() if status else shown(str(error)) or type(error).__name__
-    if isinstance(error, ValueError) or (300 <= status < 500 and status not in _PASSING):
+    if isinstance(error, ValueError) or (400 <= status < 500 and status not in _PASSING):
         return DataError(f"{shown(url)} cannot be downloaded: {words}. Check the address")
     return _Passing(words)
 
@@ -173,8 +179,8 @@ def _opened(url: str, timeout: float) -> Iterator[tuple[Any, dict[str, Any]]]:
         elif scheme == "gs":
             settings, options = {"requests_timeout": limits}, {"headers": {}}  # headers of one's own: one stream
         else:
-            # A signature holds for the very letters of an address, so one that is quoted already stays as it is. Nothing is to be packed for
-            # the way: its length would be another than the file's.
+            # A signature holds for the very letters of an address, so one that is quoted already stays as it is. Nothing is to be packed
+            # for the way: its length would be another than the file's.
             client = {"timeout": limits, "read_bufsize": _BLOCK, "headers": {"Accept-Encoding": "identity"}}
             settings = {"client_kwargs": client, "encoded": _QUOTED.fullmatch(url) is not None}
         system = fsspec.filesystem(scheme, skip_instance_cache=True, **settings)

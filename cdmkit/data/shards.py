@@ -67,6 +67,15 @@ class Shards:
         """Samples in each shard."""
         return [part.length for part in self._parts]
 
+    @property
+    def largest(self) -> str:
+        """Where the largest label is, for people; empty where it is in a shard not yet fetched."""
+        label = self.classes - 1
+        for start, part in zip(self._starts, self._parts, strict=False):
+            if not part.remote and (rows := np.flatnonzero(part.index().labels == label)).size:
+                return self.where(start + int(rows[0]))
+        return ""
+
     @functools.cached_property
     def labels(self) -> Tensor:
         """int64 [N], 0 where the data has no classes. Of remote shards, all are fetched for it."""

@@ -23,7 +23,7 @@ from cdmkit.draws import Draw, Stream
 from cdmkit.errors import NumericsError, SetupError
 from cdmkit.evaluation.curve import write_curve
 from cdmkit.files import write_json, write_text
-from cdmkit.kinds import Batch, Session, Source
+from cdmkit.kinds import Batch, Session, Skip, Source
 
 
 @attrs.frozen(kw_only=True)
@@ -33,6 +33,8 @@ class Result:
     stage: str
     resolution: int
     images: int
+    split: str
+    """Which images: "train", or "val", those of [data.val]."""
     units: str
     """Of all terms: bits or nats per dimension."""
     calls: int
@@ -96,6 +98,10 @@ class Measurement:
     count: int
     batch: int
     seed: int
+    split: str = "train"
+    """What of the data they are, for the record."""
+    skipped: Callable[[Skip], None] = lambda _skip: None
+    """Told of images that cannot be used."""
     steps: int | None = None
     """Points of a respaced chain, equally spaced (Improved DDPM section 4); None for all of them."""
     units: Units = Units.BITS
@@ -132,6 +138,8 @@ class Measurement:
         with self.source.open(self.batch, 0, 1, self.seed, 0) as batches:
             for start in range(0, self.count, self.batch):
                 yield Batch(*(part[: self.count - start] for part in next(batches)))
+            for skip in batches.skips():
+                self.skipped(skip)
 
     def _noise(self, stage: Stage, positions: Tensor) -> Callable[[int], Tensor]:
         stream = Stream.of(self.seed, stage.name, "bound", "noise")
@@ -176,6 +184,7 @@ class Measurement:
             stage=stage.name,
             resolution=stage.resolution,
             images=len(total),
+            split=self.split,
             units=f"{self.units.value} per dimension",
             calls=chain.steps,
             chain=chain.total,

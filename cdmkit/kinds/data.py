@@ -11,6 +11,7 @@ import attrs
 from torch import Tensor
 
 from cdmkit.component import Component
+from cdmkit.events import SampleSkipped
 
 
 class Skip(NamedTuple):
@@ -23,6 +24,10 @@ class Skip(NamedTuple):
     """What many have in common: "damaged or truncated JPEG", "bad label"."""
     message: str
     """All of it, with shard and key, for people."""
+
+    def event(self) -> SampleSkipped:
+        """What observers are told of it."""
+        return SampleSkipped(**self._asdict())
 
 
 class Batch(NamedTuple):
@@ -50,6 +55,8 @@ class DataCard:
     """Equal where the pictures and labels are equal: hex digest."""
     crop: str = ""
     """How images were made square and small before they were stored, such as "adm"; empty where that is not known."""
+    largest: str = ""
+    """Where the largest label is, for messages."""
     skips: tuple[Skip, ...] = ()
     """What of the data is left out, as far as it is known without decoding all."""
 

@@ -85,15 +85,17 @@ def prepare(
     rejected. replace: whether to remove another data set that is there.
 
     Raises UsageError where `out` holds something else, SetupError where there is no room or another process is at work there, DataError
-    where too many images are rejected, KeyboardInterrupt at SIGINT and SIGTERM. What is done stays, and is not done again.
+    where too many images are rejected, KeyboardInterrupt at SIGINT and SIGTERM. What is done stays, and is not done again. Workers import
+    the main module: a script that calls this needs `if __name__ == "__main__":`.
     """
     with _interruptible(), folder.locked(out), folder.writing(out):
         folder.claim(out, plan, replace)
         parts = {shard: part for shard in plan.shards if (part := read_part(out, shard, plan.digest))}
         todo = [shard for shard in plan.shards if shard not in parts]
         if todo:
-            _check_room(out, plan, todo)
-            parts |= _make(plan, out, todo, parts, usable_cores() if workers is None else workers, tell)
+            workers = usable_cores() if workers is None else workers
+            _check_room(out, plan, todo, workers)
+            parts |= _make(plan, out, todo, parts, workers, tell)
         parts = {shard: parts[shard] for shard in plan.shards}
         card = make_card(plan, parts, out.resolve().name)
         if todo or read_card(out) != card:
@@ -115,13 +117,8 @@ def _make(plan: Plan, out: Path, todo: list[Shard], done: Parts, workers: int, t
     with outcomes(Maker(plan.preparer, plan.settings), originals, workers) as made:
         for shard in todo:
             images = zip(split_of[shard.split].at(shard.first, shard.count), made, strict=False)  # ends with the shard
-            try:
+            with _alive(shard.file):
                 parts[shard] = writer.write(shard, progress[shard.split].through(images))
-            except BrokenProcessPool as error:
-                raise DataError(
-                    f"{shard.file}: a worker process died while images for it were made, killed for want of memory or by an image that its "
-                    "decoder cannot bear. The same command goes on from here; fewer --workers need less memory"
-                ) from error
     return parts
 
 
@@ -145,9 +142,23 @@ class _Progress:
                 self._tell(Step(self._split, self._done, self._total, self._rejected))
 
 
-def _check_room(out: Path, plan: Plan, todo: list[Shard]) -> None:
+@contextlib.contextmanager
+def _alive(what: str) -> Iterator[None]:
+    """Tell what the death of a worker means."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{what}: a worker process died while images for it were made, killed for want of memory or by an image that its decoder "
+            "cannot bear. The same command goes on from here; fewer --workers need less memory"
+        ) from error
+
+
+def _check_room(out: Path, plan: Plan, todo: list[Shard], workers: int) -> None:
     """Refuse to begin what will not fit."""
-    needed = round(remaining(forecast(plan), todo) * _RESERVE)
+    with _alive(todo[0].file):
+        expected = forecast(plan, workers)
+    needed = round(remaining(expected, todo) * _RESERVE)
     free = folder.free_space(out)
     if needed > free:
         raise SetupError(

@@ -9,6 +9,7 @@ import attrs
 
 from cdmkit.preparing.images import Made, Maker
 from cdmkit.preparing.plan import Plan, Shard, Split
+from cdmkit.preparing.pool import outcomes
 
 _TRIED = 64
 _PATIENCE = 10.0
@@ -35,26 +36,27 @@ class Forecast:
         return self.bytes * shards / self.shards
 
 
-def forecast(plan: Plan) -> dict[str, Forecast]:
-    """What is expected of each split."""
-    return {split.name: _forecast(split, Maker(plan.preparer, plan.settings)) for split in plan.splits}
+def forecast(plan: Plan, workers: int = 0) -> dict[str, Forecast]:
+    """What is expected of each split. Raises BrokenProcessPool where a worker dies."""
+    return {split.name: _forecast(split, Maker(plan.preparer, plan.settings), min(workers, 2)) for split in plan.splits}
 
 
-def _forecast(split: Split, maker: Maker) -> Forecast:
-    """Make the first images of the shuffled order, and leave them."""
+def _forecast(split: Split, maker: Maker, workers: int) -> Forecast:
+    """Make the first images of the shuffled order, and throw them away."""
     end = time.monotonic() + _PATIENCE
-    sizes: list[int] = []
-    tried = 0
-    for original in split.at(0, _TRIED):
-        if tried and time.monotonic() > end:
-            break
-        tried += 1
-        (outcome,) = maker.make_all([original])
-        if isinstance(outcome, Made):
-            sizes.append(_padded(len(outcome.data)) + (_padded(1) if original.label >= 0 else 0))
+    size = tried = rejected = 0
+    first = list(split.at(0, _TRIED))
+    with outcomes(maker, first, workers) as made:
+        for original, outcome in zip(first, made, strict=True):
+            tried += 1
+            if isinstance(outcome, Made):
+                size += _padded(len(outcome.data)) + (_padded(1) if original.label >= 0 else 0)
+            rejected += not isinstance(outcome, Made)
+            if time.monotonic() > end:
+                break
     images, shards = len(split.originals), len(split.shards)
-    expected = round(images * sum(sizes) / tried) + shards * 20 * _BLOCK  # the end of an archive, at most
-    return Forecast(images=images, shards=shards, bytes=expected, tried=tried, rejected=tried - len(sizes))
+    expected = round(images * size / tried) + shards * 20 * _BLOCK  # the end of an archive, at most
+    return Forecast(images=images, shards=shards, bytes=expected, tried=tried, rejected=rejected)
 
 
 def _padded(size: int) -> int:

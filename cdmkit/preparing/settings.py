@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from typing import Any
 
@@ -61,5 +62,7 @@ class Settings:
 
 
 def plain(value: Any) -> dict[str, Any]:
-    """The options of a component or table as JSON has them."""
-    return attrs.asdict(value, value_serializer=lambda _self, _field, item: item.value if isinstance(item, Enum) else item)
+    """The options of a component or table as JSON gives them back: enumerations as their values, tuples as lists."""
+    values = attrs.asdict(value, value_serializer=lambda _self, _field, item: item.value if isinstance(item, Enum) else item)
+    made: dict[str, Any] = json.loads(json.dumps(values))
+    return made

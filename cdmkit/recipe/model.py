@@ -25,12 +25,27 @@ class Requires:
 
 
 @table
+class Validation:
+    """Images that nothing is learned from."""
+
+    source: Source = option(help="where validation images come from")
+
+
+@table
 class Data:
     """What every stage is trained on."""
 
     source: Source = option(help="where training images come from")
     classes: int = option(0, help="number of class labels; 0: none", ge=0)
     downsample: Resize = option(Resize.AREA, help="makes every stage's images from the stored ones")
+    val: Validation | None = option(
+        None, help="images for previews, bits per dimension and enlarging real images; none: training images stand in"
+    )
+
+    @property
+    def unseen(self) -> Source:
+        """Where images come from that are looked at and not learned from."""
+        return self.source if self.val is None else self.val.source
 
 
 @table

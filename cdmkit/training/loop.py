@@ -89,6 +89,7 @@ def _run(
     while learner.step < pace.steps:
         if stop.requested:
             saver.save(last_chance=True)
+            meter.tell(batches.skips())
             where = f"step {learner.step} of {pace.steps} of stage {learner.stage.name!r}"
             raise Stopped(f"stopped by {stop.reason} at {where}; all is saved. Go on with the same command and --resume")
         lr = learner.lr
@@ -101,7 +102,7 @@ def _run(
         if reports or saves or shows or session.device.type == "cpu":  # on a CPU looking costs nothing
             _check(learner, saver)
         if reports:
-            meter.report(lr)
+            meter.report(lr, batches.skips())
         with meter.paused():
             if saves:
                 saver.save(last_chance=ends)

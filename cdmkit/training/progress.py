@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from cdmkit.cascade import Stage
 from cdmkit.events import Emit, Progress, Warned
+from cdmkit.kinds import Skip
 from cdmkit.training.learner import Learner, Update
 
 
@@ -20,6 +21,7 @@ class Meter:
         self.stage = stage
         self.learner = learner
         self.emit = emit
+        self._skipped = 0
         self._one = torch.ones_like(learner.bad_steps)
         self._restart()
 
@@ -39,9 +41,16 @@ class Meter:
         """Count a step; a bad one has no part in the means."""
         self._sums += torch.where(update.bad, 0.0, torch.stack((update.loss, update.grad_norm, self._one)))
 
-    def report(self, lr: float) -> None:
-        """Emit Progress, and Warned where steps were skipped; then start anew. `lr`: of the last step."""
+    def tell(self, skips: Sequence[Skip]) -> None:
+        """Emit SampleSkipped for each."""
+        self._skipped += len(skips)
+        for skip in skips:
+            self.emit(skip.event())
+
+    def report(self, lr: float, skips: Sequence[Skip]) -> None:
+        """Emit Progress, and what else there is to tell: steps and samples that were skipped. Then start anew. `lr`: of the last step."""
         loss, norm, good = self._sums.tolist()  # waits for the device, so that the clock is read when the work is done
+        self.tell(skips)
         train, step = self.stage.train, self.learner.step
         counted = step - self._since
         rate = counted * train.batch / max(time.monotonic() - self._clock, 1e-9)
@@ -59,6 +68,7 @@ class Meter:
                 lr=lr,
                 images_per_second=rate,
                 eta=(train.steps - step) * train.batch / rate,
+                skipped=self._skipped,
             )
         )
         self._restart()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from cdmkit.builtin.shapes import Shapes
 from cdmkit.builtin.webdataset import WebDataset
+from cdmkit.data.skips import Damaged
 from cdmkit.data.writer import Sample, write_shards
 from cdmkit.errors import DataError
 
@@ -65,6 +67,45 @@ def test_number_of_workers(tmp_path: Path) -> None:
             next(batches)
             threads.append(sum(thread.name.startswith("cdmkit-data") for thread in threading.enumerate()))
     assert threads[0] == 1 < threads[1] <= 5
+
+
+def test_split_of_a_list(tmp_path: Path) -> None:
+    """A list beside the shards names their splits."""
+    store(tmp_path, Shapes(resolution=8, count=70, classes=5))
+    shards = [{"file": path.name, "bytes": path.stat().st_size} for path in sorted(tmp_path.glob("*.tar"))]
+    splits = {"train": {"shards": shards[:2]}, "val": {"shards": shards[2:]}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"splits": splits, "crop": "biggan"}))
+    cards = [WebDataset(shards=f"{tmp_path}/dataset.json", split=split).card() for split in ("train", "val")]
+    assert [(card.count, card.crop) for card in cards] == [(60, "biggan"), (10, "biggan")]
+
+
+def test_largest_label_is_found(tmp_path: Path) -> None:
+    """The card says where it is."""
+    images = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
+    write_shards((Sample(image, label) for image, label in zip(images, [0, 3, 9, 1, 9], strict=True)), tmp_path, per_shard=2)
+    assert WebDataset(shards=f"{tmp_path}/*.tar").card().largest == f"{tmp_path}/train-00001.tar: key 'train-0000002'"
+
+
+def test_damaged_samples_as_the_policy_says(tmp_path: Path) -> None:
+    """An error, or left out and told by the card and by the batches."""
+    pattern = store(tmp_path, Shapes(resolution=8, count=70, classes=5))
+    path = tmp_path / "train-00001.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"train-0000033.cls") + 512] = ord("x")  # its label
+    place = data.index(b"train-0000040.png") + 512
+    data[place + 50] ^= 1  # its pixels
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="key 'train-0000033' has the label"):
+        WebDataset(shards=pattern).card()
+    source = WebDataset(shards=pattern, damaged=Damaged.SKIP, max_skipped=0.03)
+    card = source.card()
+    assert (card.count, [skip.key for skip in card.skips]) == (69, ["train-0000033"])
+    with source.open(69, 0, 1, 0, 0) as batches:
+        assert len(next(batches).labels) == 69
+        assert [skip.key for skip in batches.skips()] == ["train-0000040"]
+        assert batches.skips() == []
+    with pytest.raises(DataError, match="1 of 70 samples cannot be used"):
+        WebDataset(shards=pattern, damaged=Damaged.SKIP, max_skipped=0.01).card()
 
 
 def test_no_data(tmp_path: Path) -> None:

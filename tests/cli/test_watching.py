@@ -20,7 +20,16 @@ STORY = (
     events.StageStarted(stage="base", step=20, steps=40, parameters=1_234_000),
     *(
         events.Progress(
-            stage="base", step=n, steps=40, images=n, loss=1 / n, grad_norm=1.0, lr=0.1, images_per_second=250.0, eta=(40 - n) * 400.0
+            stage="base",
+            step=n,
+            steps=40,
+            images=n,
+            loss=1 / n,
+            grad_norm=1.0,
+            lr=0.1,
+            images_per_second=250.0,
+            eta=(40 - n) * 400.0,
+            skipped=0,
         )
         for n in (30, 35, 40)
     ),

@@ -43,7 +43,7 @@ def published(crop: Crop, pixels: Pixels, size: int) -> Pixels:
             pixels = scaled(pixels, round(scale * width), round(scale * height), Image.Resampling.BOX)
             return cut(pixels, (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2, size)
         case Crop.BIGGAN:  # torchvision's center_crop
-            square = cut(pixels, int(round((height - short) / 2.0)), int(round((width - short) / 2.0)), short)
+            square = cut(pixels, round((height - short) / 2.0), round((width - short) / 2.0), short)
             return scaled(square, size, size, Image.Resampling.BILINEAR)
         case Crop.LANCZOS:
             square = pixels[(height - short) // 2 : (height + short) // 2, (width - short) // 2 : (width + short) // 2]

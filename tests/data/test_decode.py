@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from cdmkit.data.decode import decode
+from cdmkit.data import decode as module
+from cdmkit.data.decode import decode, decode_all
 from cdmkit.errors import DataError
 
 SHARED = Path(os.environ.get("CDMKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "bad-inputs" / "images"
@@ -196,3 +197,53 @@ def test_bad_inputs() -> None:
             assert pixels.dtype == np.uint8
             assert pixels.ndim == 3
     assert failed == REFUSED
+
+
+def test_many_at_once_equal_one_by_one() -> None:
+    """Whatever their sorts, in any mixture: plain PNG, PNG with a palette, grey, JPEG, WebP."""
+    image = Image.fromarray(picture())
+    files = [
+        encoded(image, "PNG"),
+        encoded(image, "JPEG", quality=90),
+        encoded(image.convert("P"), "PNG"),
+        encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG"),
+        encoded(image.convert("L"), "PNG"),
+        encoded(image.convert("RGBA"), "PNG"),
+        encoded(image, "WEBP", lossless=True),
+        encoded(image, "BMP"),
+    ]
+    pixels, faults = decode_all(files, 24)
+    assert faults == {}
+    assert np.array_equal(pixels, np.stack([decode(file) for file in files]))
+
+
+@pytest.mark.parametrize("size", [24, 200])
+def test_faults_of_many_are_told_by_place(size: int) -> None:
+    """One that is cut, empty or of another size leaves the others as they are."""
+    good = encoded(Image.fromarray(picture(size)), "PNG")
+    files = [good, good[: len(good) // 2], b"", encoded(Image.fromarray(picture(size + 1)), "PNG"), good]
+    pixels, faults = decode_all(files, size)
+    assert {row: str(fault).partition(":")[0] for row, fault in faults.items()} == {
+        1: "damaged or truncated image",
+        2: "the image is empty (0 bytes)",
+        3: "wrong size",
+    }
+    assert all(np.array_equal(pixels[row], picture(size)) for row in (0, 4))
+
+
+def test_a_filter_that_does_not_exist_spoils_its_own_image_alone() -> None:
+    """Even where images are decoded as one stack."""
+    lines = zlib.compress(bytes([7, *range(3)]))
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)), (b"IDAT", lines), (b"IEND", b"")]
+    bad = b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    good = encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")
+    pixels, faults = decode_all([good, bad, good], 1)
+    assert list(faults) == [1]
+    assert pixels[[0, 2]].reshape(2, 3).tolist() == [[1, 2, 3]] * 2
+
+
+def test_plain_png_needs_no_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sort that data sets hold is decoded without `Image.open`, which threads wait for."""
+    files = [encoded(Image.fromarray(picture()), "PNG")] * 3
+    monkeypatch.setattr(module.Image, "open", None)
+    assert np.array_equal(decode_all(files, 24)[0], np.stack([picture()] * 3))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cdmkit.data.find import expand_braces, find_shards
+from cdmkit.data.find import expand_braces, find_shards, locate
 from cdmkit.errors import DataError
 
 
@@ -112,6 +112,20 @@ def test_only_local_files(pattern: str) -> None:
         find_shards(pattern)
 
 
+@pytest.mark.parametrize("pattern", ["pipe:cat x.tar", "ftp://host/x.tar", "file:///x.tar", "hdfs://host/x.tar"])
+def test_other_addresses_are_not_opened(pattern: str) -> None:
+    """A source reads http(s), s3 and gs, nothing else that looks like an address."""
+    with pytest.raises(DataError, match="no shell command is ever run"):
+        locate(pattern)
+
+
+def test_secrets_of_addresses_are_not_told() -> None:
+    """An error names the address without user, password and signature."""
+    with pytest.raises(DataError) as told:
+        locate("ftp://me:secret1@host/x.tar?X-Amz-Signature=secret2")
+    assert "secret" not in str(told.value)
+
+
 def listed(folder: Path, **sizes: int) -> None:
     """A dataset.json that lists `<name>.tar` with these sizes."""
     shards = [{"file": f"{name}.tar", "bytes": size, "samples": 1} for name, size in sizes.items()]
@@ -163,3 +177,70 @@ def test_a_pattern_that_stands_for_too_many_files_is_refused() -> None:
     """At once, whatever it would take to spell them out."""
     with pytest.raises(DataError, match="more than 1000000 files"):
         find_shards("{0..9999999999}.tar")
+
+
+def where(pattern: str, split: str = "") -> list[tuple[str, int | None]]:
+    """Where the shards of a pattern are, and how many samples a list tells of each."""
+    return [(shard.where, shard.listed.samples) for shard in locate(pattern, split).shards]
+
+
+def test_shards_of_a_list(tmp_path: Path) -> None:
+    """A list may be named instead of a pattern: the shards of one split, in its order, beside it."""
+    make(tmp_path, "b.tar", "a.tar", "v.tar")
+    timm = {
+        "splits": {
+            "train": {"filenames": ["b.tar", "a.tar"], "shard_lengths": [3, 2]},
+            "val": {"filenames": ["v.tar"], "shard_lengths": [1]},
+        }
+    }
+    (tmp_path / "_info.json").write_text(json.dumps(timm))
+    assert where(f"{tmp_path}/_info.json", "train") == [(f"{tmp_path}/b.tar", 3), (f"{tmp_path}/a.tar", 2)]
+    assert where(f"{tmp_path}/_info.json", "val") == [(f"{tmp_path}/v.tar", 1)]
+    with pytest.raises(DataError, match="has the splits train, val: set `split`"):
+        locate(f"{tmp_path}/_info.json")
+
+
+def test_counts_come_from_the_list_beside(tmp_path: Path) -> None:
+    """Of a pattern, too, where the list knows its files."""
+    make(tmp_path, "a.tar", "b.tar")
+    (tmp_path / "sizes.json").write_text('{"a.tar": 5, "b.tar": 6, "c.tar": 7}')
+    assert where(f"{tmp_path}/[ab].tar") == [(f"{tmp_path}/a.tar", 5), (f"{tmp_path}/b.tar", 6)]
+    with pytest.raises(DataError, match=r"c\.tar is missing: sizes\.json"):
+        locate(f"{tmp_path}/*.tar")
+
+
+def test_a_list_may_lead_elsewhere(tmp_path: Path) -> None:
+    """A wids list names addresses."""
+    make(tmp_path, "a.tar")
+    shards = [{"url": "a.tar", "nsamples": 1}, {"url": "s3://bucket/b.tar", "nsamples": 2}]
+    (tmp_path / "index.json").write_text(json.dumps({"wids_version": 1, "shardlist": shards}))
+    assert where(f"{tmp_path}/index.json") == [(f"{tmp_path}/a.tar", 1), ("s3://bucket/b.tar", 2)]
+
+
+def test_a_list_names_what_is_missing(tmp_path: Path) -> None:
+    """Shards that are not there, or of another size; and a list that is not there itself."""
+    make(tmp_path, "a.tar")
+    listed(tmp_path, a=1, b=1)
+    with pytest.raises(DataError, match=r"b\.tar is missing: .*dataset\.json lists it"):
+        locate(f"{tmp_path}/dataset.json")
+    listed(tmp_path, a=2)
+    with pytest.raises(DataError, match=r"a\.tar has 1 bytes, but .*dataset\.json says 2"):
+        locate(f"{tmp_path}/dataset.json")
+    with pytest.raises(DataError, match=r"the list shards = .*none\.json' cannot be read"):
+        locate(f"{tmp_path}/none.json")
+
+
+def test_a_split_is_of_a_list(tmp_path: Path) -> None:
+    """Beside a pattern it would do nothing, so it is refused."""
+    make(tmp_path, "a.tar")
+    with pytest.raises(DataError, match="chooses from a list of shards"):
+        locate(f"{tmp_path}/*.tar", "train")
+
+
+def test_crop_and_classes_of_the_list(tmp_path: Path) -> None:
+    """What the list tells of the images goes along."""
+    make(tmp_path, "a.tar")
+    card = {"crop": "adm", "classes": ["x", "y"], "splits": {"train": {"shards": [{"file": "a.tar", "bytes": 1}]}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(card))
+    for pattern in (f"{tmp_path}/*.tar", f"{tmp_path}/dataset.json"):
+        assert (locate(pattern).crop, locate(pattern).classes) == ("adm", 2)

@@ -18,7 +18,7 @@ from cdmkit.kinds import Original, Originals, Preparer
 
 @component("drawn")
 class Drawn(Preparer):
-    """Noise of different sizes, in three classes and two splits."""
+    """Noise of different sizes, in three classes and two splits. A file `slow` in the source holds the seconds it takes to read one."""
 
     count: int = option(20, help="images of `train`")
     held: int = option(5, help="images of `val`")
@@ -29,7 +29,6 @@ class Drawn(Preparer):
     lost: tuple[int, ...] = option((), help="which of `train` cannot be read while there is no file `found` in the source")
     deadly: tuple[int, ...] = option((), help="which of `train` end the process that reads them")
     huge: tuple[int, ...] = option((), help="which of `train` are too much for memory")
-    seconds: float = option(0.0, help="to read one")
 
     def look(self, path: Path) -> Originals:
         """All of them."""
@@ -48,7 +47,8 @@ class Drawn(Preparer):
     def read(self, original: Original) -> bytes:
         """Drawn from its number."""
         split, number, folder = original.place
-        time.sleep(self.seconds)
+        if Path(folder, "slow").exists():
+            time.sleep(float(Path(folder, "slow").read_text()))
         if split == "train":
             if number in self.broken:
                 return b"no image"
