@@ -45,8 +45,11 @@ HANDED = (
     kinds.Augmented,
     kinds.NetworkSpec,
     kinds.Batch,
+    kinds.Skip,
     kinds.DataCard,
     kinds.Batches,
+    kinds.Original,
+    kinds.Originals,
     kinds.Session,
 )
 """What components are given and give back beside what `cdmkit.diffusion` has, in the order of the kinds that need it."""
@@ -339,16 +342,22 @@ def commands() -> Lines:
     yield "# Commands\n\n" + _NOTE + "\n"
     yield "Results (a path, a table, JSON) go to stdout, everything else to stderr. [Exit codes](exit-codes.md) tell what went wrong."
     yield from table(("command", "what it does"), ((f"[`cdmkit {name}`](#cdmkit-{name})", text) for name, (_, text) in COMMANDS.items()))
-    context = click.Context(main, info_name="cdmkit", **main.context_settings)
-    yield from command(main, context, "cdmkit")
-    for name in main.list_commands(context):
-        found = main.get_command(context, name)
-        if found is not None:
-            yield from command(found, click.Context(found, info_name=name, parent=context), f"cdmkit {name}")
+    yield from group(main, click.Context(main, info_name="cdmkit", **main.context_settings), "cdmkit")
     yield "## Environment variables\n"
+    yield "- `CDMKIT_CACHE`: the folder for shards fetched from URLs and for indices; by default `$XDG_CACHE_HOME/cdmkit` or `~/.cache/cdmkit`."
     yield "- `CDMKIT_TRACEBACK=1`: print the traceback of every error, too."
     yield "- `NO_COLOR`: no colours on a terminal."
     yield "- What a recipe reads by `${env:NAME}`, such as `CDMKIT_DATA` in the recipes for ImageNet."
+
+
+def group(found: click.Group, context: click.Context, name: str) -> Lines:
+    """A command, and all those within it."""
+    yield from command(found, context, name)
+    for each in found.list_commands(context):
+        within = found.get_command(context, each)
+        if within is not None:
+            below = click.Context(within, info_name=each, parent=context)
+            yield from (group if isinstance(within, click.Group) else command)(within, below, f"{name} {each}")
 
 
 def command(found: click.Command, context: click.Context, name: str) -> Lines:

@@ -15,7 +15,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"pipeline"},
-    {"evaluation", "importing", "place", "planning", "preflight", "preparing", "sampling", "weights"},
+    {"evaluation", "importing", "inspecting", "place", "planning", "preflight", "preparing", "sampling", "weights"},
     {"recipe", "training"},
     {"log", "plugins", "runs"},
     {"catalog"},

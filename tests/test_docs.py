@@ -24,12 +24,12 @@ from PIL import Image
 
 from cdmkit import diffusion, errors, events, hookspecs
 from cdmkit.cascade import Handover, Stage, Training
-from cdmkit.cli import COMMANDS, main
+from cdmkit.cli import main
 from cdmkit.component import option_of
 from cdmkit.data.shards import open_shards
 from cdmkit.kinds import KINDS
 from cdmkit.plugins import load_plugins
-from cdmkit.recipe import Data, Recipe, Requires, Sample
+from cdmkit.recipe import Data, Recipe, Requires, Sample, Validation
 from cdmkit.training.stopping import SECOND_SIGNAL
 from tests.markdown import DOCS, PAGES, ROOT, Block, anchors, blocks, commands, links
 from tests.tiny import call
@@ -86,19 +86,27 @@ def test_every_kind_component_and_option_is_documented() -> None:
             assert [name for name in options(component) if f"\n| `{name}` |" not in told] == []
 
 
-@pytest.mark.parametrize("table", [Recipe, Requires, Data, Stage, Handover, Training, Sample], ids=lambda table: table.__name__)
+@pytest.mark.parametrize("table", [Recipe, Requires, Data, Validation, Stage, Handover, Training, Sample], ids=lambda table: table.__name__)
 def test_every_key_of_a_recipe_is_documented(table: type[Any]) -> None:
     """A heading for each table, a row for each key."""
     told = section(reference("recipe.md"), table.__name__)
     assert [key for key in options(table) if f"\n| `{key}` |" not in told] == []
 
 
+def every_command(group: click.Group, name: str) -> Iterator[tuple[str, click.Command]]:
+    """The commands of a group and those within them, with all the words that call them."""
+    for each in group.list_commands(CONTEXT):
+        command = group.get_command(CONTEXT, each)
+        assert command is not None, each
+        yield f"{name} {each}", command
+        if isinstance(command, click.Group):
+            yield from every_command(command, f"{name} {each}")
+
+
 def test_every_command_and_option_is_documented() -> None:
     """A heading for each command, a row for each of its options."""
-    for name in COMMANDS:
-        command = main.get_command(CONTEXT, name)
-        assert command is not None
-        told = section(reference("commands.md"), f"cdmkit {name}")
+    for name, command in every_command(main, "cdmkit"):
+        told = section(reference("commands.md"), name)
         given = [text for parameter in command.params if isinstance(parameter, click.Option) for text in parameter.opts]
         assert [text for text in given if f"| `{text}" not in told] == []
 
@@ -190,6 +198,9 @@ def test_commands_are_known(page: Path) -> None:
     for block in shell(page):
         for name, *arguments in commands(block.text):
             command = main.get_command(CONTEXT, name)
+            if isinstance(command, click.Group):
+                name, *arguments = arguments
+                command = command.get_command(CONTEXT, name)
             assert command is not None, name
             command.make_context(name, list(arguments), parent=CONTEXT)
 

@@ -6,7 +6,7 @@ import io
 import pickletools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ _BINARY, _PYTHON = (*(f"{batch}.bin" for batch in _BATCHES), "batches.meta.txt")
 _PUBLISHED = ("cifar-10-batches-bin", "cifar-10-batches-py", "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
 _ROWS, _PIXELS, _CLASSES = 10_000, 3 * 32 * 32, 10
 _AGAIN = "copy or download it again"
+
+R = TypeVar("R")
 
 
 class _Batch(NamedTuple):
@@ -93,26 +95,27 @@ def _find(path: Path) -> Path:
 def _loaded(place: str) -> _Cifar:
     """All batches of an archive or a folder."""
     path, wanted = Path(place), (*_BINARY, *_PYTHON)
-    files = members_of_archive(path, wanted) if path.is_file() else _members_of_folder(path, wanted)
-    binary = any(name in files for name in _BINARY)
+    members = members_of_archive(path, wanted) if path.is_file() else None
+    there = [name for name in wanted if (path / name).is_file()] if members is None else members
+    binary = any(name in there for name in _BINARY)
     names = _BINARY if binary else _PYTHON
-    missing = [name for name in names if name not in files]
+    missing = [name for name in names if name not in there]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}: {_AGAIN}")
-    parse, parse_names = (_binary, _text_names) if binary else (_python, _python_names)
-    batches = {batch: parse(files[name], f"{path}: {name}") for batch, name in zip(_BATCHES, names, strict=False)}
-    return _Cifar(batches, _checked_names(parse_names(files[names[-1]], f"{path}: {names[-1]}"), f"{path}: {names[-1]}"))
+
+    def parsed(name: str, parse: Callable[[bytes, str], R]) -> R:
+        where = f"{path}: {name}"
+        return parse(_file(path / name) if members is None else members.pop(name), where)
+
+    batches = {batch: parsed(name, _binary if binary else _python) for batch, name in zip(_BATCHES, names, strict=False)}
+    return _Cifar(batches, parsed(names[-1], _binary_names if binary else _python_names))
 
 
-def _members_of_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    found = {}
-    for name in names:
-        if (folder / name).is_file():
-            try:
-                found[name] = Piece(str(folder), name).read()
-            except DataError as error:
-                raise DataError(f"{folder / name}: {error}") from None
-    return found
+def _file(path: Path) -> bytes:
+    try:
+        return Piece(str(path.parent), path.name).read()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _binary(data: bytes, where: str) -> _Batch:
@@ -123,8 +126,8 @@ def _binary(data: bytes, where: str) -> _Batch:
     return _Batch(rows[:, 1:], _checked_labels(rows[:, 0].tolist(), where))
 
 
-def _text_names(data: bytes, where: str) -> Sequence[str]:
-    return data.decode("utf-8", "replace").split()
+def _binary_names(data: bytes, where: str) -> Sequence[str]:
+    return _checked_names(data.decode("utf-8", "replace").split(), where)
 
 
 def _python(data: bytes, where: str) -> _Batch:
@@ -135,7 +138,9 @@ def _python(data: bytes, where: str) -> _Batch:
 
 def _python_names(data: bytes, where: str) -> Sequence[str]:
     names = _plain(data, where).get("label_names")
-    return [_text(name) for name in names] if isinstance(names, list) and all(isinstance(name, (str, bytes)) for name in names) else []
+    if not (isinstance(names, list) and all(isinstance(name, (str, bytes)) for name in names)):
+        names = []
+    return _checked_names([_text(name) for name in names], where)
 
 
 def _checked_labels(labels: Any, where: str) -> list[int]:

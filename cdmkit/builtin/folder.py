@@ -7,11 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cdmkit.component import Component, component, option
-from cdmkit.data.originals import Piece, check_there, folders_in, in_order, shown, walk
+from cdmkit.data.originals import (
+    Piece,
+    check_there,
+    entries,
+    folders_in,
+    in_order,
+    is_folder,
+    is_hidden,
+    shown,
+    unknown,
+    walk,
+    why_no_image,
+)
 from cdmkit.errors import DataError
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Original, Originals, Preparer
-from cdmkit.nearest import did_you_mean
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 """Folders that are splits, and what the splits are called."""
@@ -23,7 +34,7 @@ _MEND = "sort all images into a folder per class, or set labels = false"
 class Folder(Preparer):
     """Images in folders: `{train,val,test}/<class>/**/image`, `<class>/**/image`, or images without classes.
 
-    If there is a folder `train`, then `train`, `val` (or `validation`) and `test` are the splits, and other folders beside them are passed
+    If there is a folder `train`, then `train`, `val` (or `validation`) and `test` are the splits, and images beside them are passed
     over; if not, all is `train`. A class is a folder of the first level below, and its label the rank of its name among those of `train`;
     other splits have no further classes. A split holds either folders or images, not both; deeper folders mean nothing.
 
@@ -62,15 +73,18 @@ class Folder(Preparer):
         return piece.read()
 
     def _look_beside(self, root: Path, train: Sequence[str], passed_over: Counter[str]) -> None:
-        """Count the images in folders beside the splits. Raises DataError where `train` seems to be one class of many."""
-        for folder in folders_in(root):
-            images = 0 if folder in _SPLITS else len(walk(root / folder, Counter()))
-            if images and self.labels and not any("/" in name for name in train):
-                raise DataError(
-                    f"{root} holds images in the folders train and {folder}: if train is a class, call its folder trains, for example; "
-                    f"if it is the split, move {folder} away, or set labels = false"
-                )
-            passed_over["image in a folder beside the splits"] += images
+        """Count the images beside the splits. Raises DataError where `train` seems to be one class of many."""
+        for entry in entries(root):
+            if not is_folder(entry):
+                passed_over["image beside the splits"] += not why_no_image(entry.name)
+            elif entry.name not in _SPLITS and not is_hidden(entry.name):
+                images = len(walk(root / entry.name, Counter()))
+                passed_over["image beside the splits"] += images
+                if images and self.labels and not any("/" in name for name in train):
+                    raise DataError(
+                        f"{root} holds images in the folders train and {entry.name}: if train is a class, call its folder trains, "
+                        f"for example; if it is the split, move {entry.name} away, or set labels = false"
+                    )
 
 
 def _splits(root: Path) -> dict[str, str]:
@@ -96,10 +110,8 @@ def _classes(root: Path, folders: Mapping[str, str], found: Mapping[str, Sequenc
         if bool(own[split]) != bool(known):
             with_classes, without = ("train", split) if known else (split, "train")
             raise DataError(f"{root}: {with_classes} has class folders, but {without} has none: {_MEND}")
-        unknown = next((name for name in own[split] if name not in set(known)), None)
-        if unknown is not None:
-            hint = did_you_mean(unknown, known)
-            raise DataError(f"{root / folders[split]}: the class {shown(unknown)!r} is not one of the {len(known)} of train{hint}")
+        if aliens := sorted(set(own[split]) - set(known)):
+            raise DataError(f"{root / folders[split]}: train has no class {unknown(aliens[0], known)}")
     return known
 
 

@@ -14,7 +14,18 @@ import attrs
 
 from cdmkit.component import Component, component, option
 from cdmkit.data.headers import Window, members
-from cdmkit.data.originals import Piece, check_there, entries, folders_in, in_order, members_of_archive, shown, walk, why_no_image
+from cdmkit.data.originals import (
+    Piece,
+    check_there,
+    entries,
+    folders_in,
+    in_order,
+    is_folder,
+    members_of_archive,
+    shown,
+    walk,
+    why_no_image,
+)
 from cdmkit.errors import DataError, SetupError
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Original, Originals, Preparer
@@ -152,7 +163,7 @@ def _is_wnid(name: str) -> bool:
 
 
 def _is_flat_image(entry: os.DirEntry[str]) -> bool:
-    return entry.is_file() and not why_no_image(entry.name)
+    return not is_folder(entry) and not why_no_image(entry.name)
 
 
 def _listed(place: Path, passed_over: Counter[str]) -> list[_Image]:

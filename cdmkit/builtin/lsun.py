@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdmkit.component import Component, component, option
-from cdmkit.data.originals import check_there, folders_in, in_order, kept, shown
+from cdmkit.data.originals import check_there, folders_in, in_order, kept, shown, unknown
 from cdmkit.errors import DataError, SetupError
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Original, Originals, Preparer
-from cdmkit.nearest import did_you_mean
 
 _NAME = re.compile(r"(?:(?P<category>.+)_)?(?P<split>train|val|test)_lmdb")
 _OPEN_DATABASES = 32
@@ -65,8 +64,7 @@ class Lsun(Preparer):
         known = sorted({database.category for database in databases} - {""})
         for category in self.categories:
             if category not in known:
-                there = f"there are {', '.join(map(shown, known)) or 'none'}"
-                raise DataError(f"{path}: no category {category!r}: {there}{did_you_mean(category, known)}")
+                raise DataError(f"{path}: no category {unknown(category, known)}")
         chosen = []
         for database in databases:
             if self.categories and database.category not in self.categories:

@@ -49,7 +49,7 @@ class Reshard(Preparer):
             shards = list(told.splits)
         if not shards:
             raise DataError(f"no shards in {path}: looked for *.tar; give the folder that holds them, one tar, or a pattern")
-        indices = [_indexed(shard, passed_over) for shard in shards]
+        indices = [_indexed(shard, told.bytes.get(shard), passed_over) for shard in shards]
         classes = _classes(indices, told.classes)
         by_name = _by_name([shard for shard in shards if not told.splits.get(shard)])
         splits: dict[str, list[Original]] = defaultdict(list)
@@ -70,12 +70,14 @@ class _Told:
 
     splits: Mapping[Path, str] = attrs.field(factory=dict)
     """The split of each shard, "" where the list names none."""
+    bytes: Mapping[Path, int | None] = attrs.field(factory=dict)
+    """How long each shard is, if it tells that."""
     classes: Sequence[str] = ()
     """The names of the labels, if it tells them."""
 
     @classmethod
     def beside(cls, folder: Path) -> _Told:
-        """That of a folder, empty where there is none. Raises DataError where it cannot be understood, or a shard is not as it tells."""
+        """That of a folder, empty where there is none. Raises DataError where it cannot be understood."""
         for path in (folder / name for name in NAMES):
             try:
                 text = path.read_text("utf-8")
@@ -83,13 +85,9 @@ class _Told:
                 continue
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} cannot be read as a list of shards ({error!r}): mend or remove it") from None
-            splits = Listing.parse(text, str(path)).splits
-            for name, listed in ((name, listed) for shards in splits.values() for name, listed in shards.items()):
-                size = (folder / name).stat().st_size if (folder / name).is_file() else None
-                if size is None or listed.bytes not in (None, size):
-                    found = "is missing" if size is None else f"has {size} bytes, not {listed.bytes}"
-                    raise DataError(f"{folder / name} {found}, as {path.name} tells: copy it again")
-            return cls({folder / name: split for split, shards in splits.items() for name in shards}, _names(json.loads(text)))
+            listing = Listing.parse(text, str(path))
+            splits = {folder / name: split for split, shards in listing.splits.items() for name in shards}
+            return cls(splits, {folder / name: listed.bytes for name, listed in listing.named()}, _names(json.loads(text)))
         return cls()
 
 
@@ -103,12 +101,17 @@ def _tars(folder: Path) -> list[Path]:
     return [folder / entry.name for entry in entries(folder) if entry.name.endswith(".tar") and not is_hidden(entry.name)]
 
 
-def _indexed(path: Path, passed_over: Counter[str]) -> TarIndex:
-    """The samples of a shard. Those that cannot be used are counted. Raises DataError where all from some byte on cannot."""
+def _indexed(path: Path, size: int | None, passed_over: Counter[str]) -> TarIndex:
+    """The samples of a shard. Those that cannot be used are counted. Raises DataError where the shard is damaged, or not of that size."""
     try:
+        found = path.stat().st_size
         index = index_tar(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing, but the list beside it names it: copy it again") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if size not in (None, found):
+        raise DataError(f"{path} has {found} bytes, but the list beside it says {size}: copy it again")
     for skip in index.skips:
         if not skip.key:
             raise DataError(skip.message)

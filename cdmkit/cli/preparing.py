@@ -149,7 +149,8 @@ def _tell(made: Prepared) -> None:
     if not made.made:
         click.echo(f"{made.path.parent}: finished already, unchanged", err=True)
     for name, split in made.card["splits"].items():
-        kept = f"{split['samples']:,} images in {len(split['shards']):,} shards"
+        shards = len(split["shards"])
+        kept = f"{split['samples']:,} images in {shards:,} shard{'s' if shards > 1 else ''}"
         click.echo(f"{name}: {kept}, {split['rejected']:,} rejected, {split['enlarged']:,} enlarged", err=True)
     counts = {name: each for name, each in per_class(made.card).items() if any(each)}
     names = made.card["classes"]

@@ -113,7 +113,9 @@ def _decode_other(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
         raise DataError(f"not a JPEG, PNG, WebP or BMP image: it begins with {data[:16]!r}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"too large: {error}") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises for damaged files
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # Pillow stumbles over damaged files in many ways
         raise DataError(f"damaged or truncated image: {error}") from None
 
 

@@ -112,6 +112,25 @@ def _shared(listings: list[Listing]) -> tuple[str, int]:
     return crops.pop() if len(crops) == 1 else "", max((listing.classes for listing in listings), default=0)
 
 
+def read_list(data: str) -> tuple[Path, str] | None:
+    """The list of shards that a folder holds or a path is, and its text; None for whatever else, such as a pattern.
+
+    Raises DataError where a folder has none, or it cannot be read.
+    """
+    path = Path(os.path.expanduser(data))
+    if path.is_dir():
+        found = next((path / name for name in NAMES if (path / name).is_file()), None)
+        if found is None:
+            raise DataError(f"{path} has no list of shards ({', '.join(NAMES)}): name the shards by a pattern, such as {path / '*.tar'}")
+        path = found
+    elif path.suffix != ".json" or is_remote(data):
+        return None
+    try:
+        return path, path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a list of shards: {error}") from None
+
+
 def find_shards(pattern: str) -> list[Path]:
     """The files that a pattern means: braces `{000..007}` and `{a,b}` in their order, `*`, `?` and `[...]` in order of name.
 

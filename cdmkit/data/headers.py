@@ -12,6 +12,7 @@ from cdmkit.errors import DataError
 
 _BLOCK = 512
 _WINDOW = 1 << 15
+_NEAR = 1 << 15
 _LONGEST_HEADER = 1 << 16
 _ADLER = 65521
 _FILE = ord("0")
@@ -27,7 +28,9 @@ class Member(NamedTuple):
 
 
 class Window:
-    """Positioned reads of a file through one block of it, since headers of small members lie close together."""
+    """Positioned reads of a file through one block of it, since headers of small members lie close together. Far jumps read no more than
+    they need.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -38,7 +41,8 @@ class Window:
         """Up to `size` bytes from `offset` on: fewer at the end of the file."""
         start = offset - self._at
         if not 0 <= start <= len(self._block) - size:
-            self._at, self._block, start = offset, os.pread(self._fd, max(size, _WINDOW), offset), 0
+            near = start - len(self._block) < _NEAR
+            self._at, self._block, start = offset, os.pread(self._fd, max(size, _WINDOW) if near else size, offset), 0
         return self._block[start : start + size]
 
 
@@ -83,6 +87,8 @@ def _parsed(header: bytes, offset: int, path: Path) -> tuple[str, int, int]:
     Half of Adler-32 is the sum of bytes modulo 65521, and many times faster than `sum`. A header's own sum counts as blanks.
     """
     if len(header) < _BLOCK:
+        if not offset:
+            raise DataError(_not_a_header(header, offset, path))
         raise DataError(f"{path}: truncated: it ends within the header at byte {offset}: copy or make it again")
     try:
         stored, size = _number(header[148:156]), _number(header[124:136])

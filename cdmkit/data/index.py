@@ -60,8 +60,21 @@ def edges_of(path: Path) -> str:
     return hashlib.sha256(size.to_bytes(8, "little") + ends).hexdigest()
 
 
+def fits(index: TarIndex) -> bool:
+    """Whether the index that is kept beside a shard, if any is, is this one to the byte."""
+    try:
+        return beside(index.path).read_bytes() == _written(index)
+    except FileNotFoundError:
+        return True
+
+
 def write_index(index: TarIndex, to: Path) -> None:
     """Write the index of a shard. Equal shards make equal files."""
+    with written(to) as file:
+        file.write(_written(index))
+
+
+def _written(index: TarIndex) -> bytes:
     facts = {"edges": edges_of(index.path), "skips": [[skip.key, skip.cause, skip.message] for skip in index.skips]}
     buffer = io.BytesIO()
     np.savez(
@@ -72,8 +85,7 @@ def write_index(index: TarIndex, to: Path) -> None:
         keys=_bytes("\n".join(index.keys).encode("utf-8", "surrogateescape")),
         facts=_bytes(json.dumps(facts, sort_keys=True).encode()),
     )
-    with written(to) as file:
-        file.write(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _read(kept: Path, path: Path, edges: str) -> TarIndex:

@@ -12,13 +12,14 @@ import stat
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar, cast
 
 from cdmkit.data.tar import IMAGE_EXTENSIONS
 from cdmkit.errors import DataError
 from cdmkit.kinds import Original
+from cdmkit.nearest import did_you_mean
 
 _LARGEST_IMAGE = 1 << 30
 _LARGEST_MEMBER = 1 << 26
@@ -187,6 +188,12 @@ def _escaped(match: re.Match[str]) -> str:
     if match[0] == "\\":
         return "\\\\"
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """What to say of a name that is not one of `known`: itself, some of those, and what was meant."""
+    some = ", ".join(map(shown, known[:5])) + (", ..." if len(known) > 5 else "")
+    return f"{shown(name)!r}: there are {some or 'none'}{did_you_mean(name, known)}"
 
 
 def in_order(originals: Iterable[Original], where: Path) -> list[Original]:

@@ -65,7 +65,7 @@ def shown(text: str) -> str:
 def read_text(url: str, most: int = 64 << 20, patience: Patience = _PATIENCE) -> str | None:
     """A small UTF-8 file such as `dataset.json`; None where the server has none.
 
-    So is it where access is refused (403): to those who may read files but not list them, stores answer this instead of 404. Raises
+    So is it where access is refused (401, 403): to those who may read files but not list them, stores answer this instead of 404. Raises
     DataError where the file has more than `most` bytes, is no text or does not come.
     """
     try:
@@ -140,17 +140,19 @@ def _failure(url: str, error: Exception, timeout: float) -> Exception:
     status = next((code for name in ("status", "code") if isinstance(code := getattr(error, name, None), int)), 0)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return NotThere(f"{shown(url)} is not there ({status or 404}): check the address")
-    if isinstance(error, PermissionError) or status == 403:
-        return NotThere(
-            f"{shown(url)}: the server refuses access ({status or 403}): check the address, and whether its signature is still valid"
-        )
+    if isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden"):  # the last is how gcsfs tells 403
+        return NotThere(f"{shown(url)}: the server refuses access ({status or 403}): check the address and the rights, or sign it anew")
     if isinstance(error, (aiohttp.RedirectClientError, aiohttp.TooManyRedirects)):
         return DataError(
             f"{shown(url)}: the server sends us on without end, or to what is no http ({shown(str(error))}): check the address"
         )
     if isinstance(error, TimeoutError):
         return _Passing(f"nothing came for {timeout:g} s")
-    words = f"the server answers {status} {getattr(error, 'message', '')}".rstrip() if status else shown(str(error)) or type(error).__name__
+    words = (
+        f"the server answers {status} {getattr(error, 'message', '')}".rstrip()
+        if status
+        else " ".join(shown(str(error)).split()) or type(error).__name__
+    )
     if isinstance(error, ValueError) or (400 <= status < 500 and status not in _PASSING):
         return DataError(f"{shown(url)} cannot be downloaded: {words}. Check the address")
     return _Passing(words)

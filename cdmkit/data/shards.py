@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -80,6 +81,10 @@ class Shards:
     def labels(self) -> Tensor:
         """int64 [N], 0 where the data has no classes. Of remote shards, all are fetched for it."""
         return torch.from_numpy(np.concatenate([part.index().labels for part in self._parts])).clamp(min=0)
+
+    def stored_bytes(self) -> npt.NDArray[np.int64]:
+        """[N] how long each picture's file is. Of remote shards, all are fetched for it."""
+        return np.concatenate([part.index().sizes for part in self._parts])
 
     @functools.cached_property
     def resolution(self) -> int:

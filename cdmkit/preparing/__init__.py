@@ -36,7 +36,7 @@ _RESERVE = 1.1
 """Room that is asked for, in parts of what is expected."""
 
 _OFTEN = 16
-"""Images between two steps that are told."""
+"""Images between two steps that are told; the first is told before there are any."""
 
 
 class Step(NamedTuple):
@@ -131,15 +131,22 @@ class _Progress:
         self._done = sum(shard.count for shard in done if shard.split == split)
         self._rejected = sum(len(part.rejected) for shard, part in done.items() if shard.split == split)
         self._tell = tell
+        self._begun = False
 
     def through(self, images: Iterator[tuple[Any, Outcome]]) -> Iterator[tuple[Any, Outcome]]:
         """The same images, counted as they pass."""
+        if not self._begun:
+            self._say()
+        self._begun = True
         for image in images:
             yield image
             self._done += 1
             self._rejected += isinstance(image[1], Refused)
             if self._done % _OFTEN == 0 or self._done == self._total:
-                self._tell(Step(self._split, self._done, self._total, self._rejected))
+                self._say()
+
+    def _say(self) -> None:
+        self._tell(Step(self._split, self._done, self._total, self._rejected))
 
 
 @contextlib.contextmanager

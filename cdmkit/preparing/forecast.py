@@ -55,7 +55,7 @@ def _forecast(split: Split, maker: Maker, workers: int) -> Forecast:
             if time.monotonic() > end:
                 break
     images, shards = len(split.originals), len(split.shards)
-    expected = round(images * size / tried) + shards * 20 * _BLOCK  # the end of an archive, at most
+    expected = round(images * size / tried) + shards * 12 * _BLOCK  # 2 end an archive, which is padded to a multiple of 20
     return Forecast(images=images, shards=shards, bytes=expected, tried=tried, rejected=rejected)
 
 

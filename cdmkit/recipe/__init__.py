@@ -1,7 +1,7 @@
 """Recipes: TOML text to a frozen tree in one pass, with every fault at its line, and back to text."""
 
 from cdmkit.recipe.faults import Fault, Faults, RecipeFaults, SetupFaults, dotted
-from cdmkit.recipe.model import Data, Recipe, Requires, Sample
+from cdmkit.recipe.model import Data, Recipe, Requires, Sample, Validation
 from cdmkit.recipe.reading import read, read_stage
 from cdmkit.recipe.write import diff, loose, to_table, to_toml, without
 
@@ -14,6 +14,7 @@ __all__ = [
     "Requires",
     "Sample",
     "SetupFaults",
+    "Validation",
     "diff",
     "dotted",
     "loose",

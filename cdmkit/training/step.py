@@ -84,7 +84,7 @@ class Objective:
 
     def __call__(self, batch: Batch) -> Losses:
         """The losses of a batch on any device. Raises DataError where it has a label that the network has not."""
-        if self.classes and not batch.labels.is_cuda and int(batch.labels.max()) >= self.classes:
+        if self.classes and batch.labels.device.type == "cpu" and int(batch.labels.max()) >= self.classes:
             raise DataError(_too_large(batch, self.classes))
         images, labels, positions = (tensor.to(self.session.device, non_blocking=True) for tensor in batch)
         if self.stage.train.flip:

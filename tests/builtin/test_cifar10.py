@@ -8,8 +8,6 @@ import os
 import pickle
 import pickletools
 import struct
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,7 +32,7 @@ ROWS = 10_000
 def pixels(batch: str) -> npt.NDArray[np.uint8]:
     """[10000, 3072]: rows that differ from each other, from batch to batch and from plane to plane."""
     rows = np.arange(ROWS * 3072, dtype=np.uint32).reshape(ROWS, 3072)
-    return (rows * 7 // 11 + BATCHES.index(batch) * 31).astype(np.uint8)
+    return np.asarray(rows * 7 // 11 + BATCHES.index(batch) * 31, np.uint32).astype(np.uint8)
 
 
 def labels(batch: str) -> list[int]:
@@ -43,7 +41,8 @@ def labels(batch: str) -> list[int]:
 
 def planes(batch: str, row: int) -> npt.NDArray[np.uint8]:
     """A picture: [32, 32, 3]."""
-    return pixels(batch)[row].reshape(3, 32, 32).transpose(1, 2, 0)
+    picture: npt.NDArray[np.uint8] = pixels(batch)[row].reshape(3, 32, 32)
+    return picture.transpose(1, 2, 0)
 
 
 def python_2(told: Mapping[str, Any]) -> bytes:
@@ -97,26 +96,38 @@ def pack(path: Path, folder: Path) -> Path:
     return path
 
 
+def empty(root: Path) -> None:
+    """Remove what takes space."""
+    for path in root.rglob("*"):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Iterator[Path]:
+    """A folder for large files."""
+    yield tmp_path
+    empty(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the unpacked binary and Python versions."""
     root = tmp_path_factory.mktemp("cifar")
-    binary = {f"{batch}.bin": np.column_stack([np.uint8(labels(batch)), pixels(batch)]).tobytes() for batch in BATCHES}
+    binary = {f"{batch}.bin": np.column_stack([np.array(labels(batch), np.uint8), pixels(batch)]).tobytes() for batch in BATCHES}
     write(root / "cifar-10-batches-bin", binary | {"batches.meta.txt": ("\n".join(NAMES) + "\n\n").encode(), "readme.html": b"?"})
     meta = b"(dp1\nS'num_cases_per_batch'\np2\nI10000\nsS'label_names'\np3\n(lp4\n" + b"".join(
         f"S'{name}'\np{number}\na".encode() for number, name in enumerate(NAMES, 5)
     )
     write(root / "cifar-10-batches-py", {batch: python_2(told(batch)) for batch in BATCHES} | {"batches.meta": meta + b"s."})
     yield root
-    for path in root.rglob("*batch*"):
-        if path.is_file():
-            path.unlink()  # 370 MB
+    empty(root)
 
 
 @pytest.fixture
-def python(published: Path, tmp_path: Path) -> Path:
+def python(published: Path, space: Path) -> Path:
     """The Python version, to be spoilt: its files are links."""
-    folder = tmp_path / "cifar-10-batches-py"
+    folder = space / "cifar-10-batches-py"
     folder.mkdir()
     for path in (published / "cifar-10-batches-py").iterdir():
         (folder / path.name).symlink_to(path)
@@ -150,12 +161,12 @@ def test_unpacked(published: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize(("version", "archive"), [("bin", "cifar-10-binary.tar.gz"), ("py", "cifar-10-python.tar.gz")])
-def test_packed(published: Path, tmp_path: Path, version: str, archive: str) -> None:
+def test_packed(published: Path, space: Path, version: str, archive: str) -> None:
     """The archives are read as they are: nothing is unpacked."""
-    pack(tmp_path / archive, published / f"cifar-10-batches-{version}")
-    check(tmp_path / archive)
-    assert os.listdir(tmp_path) == [archive]
-    assert len(Cifar10().look(tmp_path).splits["val"]) == ROWS
+    pack(space / archive, published / f"cifar-10-batches-{version}")
+    check(space / archive)
+    assert os.listdir(space) == [archive]
+    assert len(Cifar10().look(space).splits["val"]) == ROWS
 
 
 def test_folder_of_either(published: Path) -> None:
@@ -163,7 +174,7 @@ def test_folder_of_either(published: Path) -> None:
     assert "cifar-10-batches-bin" in str(Cifar10().look(published).splits["train"][0].place)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("protocol", [2, 4])
 def test_pickles_of_python_3(python: Path, protocol: int) -> None:
     """A version that was written anew has the same content."""
     for batch in BATCHES:
@@ -174,7 +185,7 @@ def test_pickles_of_python_3(python: Path, protocol: int) -> None:
 
 def test_the_forged_pickle_is_one() -> None:
     """What stands in for Python 2 here is a pickle, which unpickles to what it should."""
-    plain = pickle.loads(python_2({"labels": [1, 300], "data": np.uint8([[1, 2], [3, 200]])}), encoding="latin-1")  # noqa: S301  # our own
+    plain = pickle.loads(python_2({"labels": [1, 300], "data": np.array([[1, 2], [3, 200]], np.uint8)}), encoding="latin-1")  # noqa: S301  # our own
     assert plain["labels"] == [1, 300]
     assert plain["data"].tolist() == [[1, 2], [3, 200]]
 
@@ -195,7 +206,11 @@ def test_nothing_is_unpickled(python: Path, tmp_path: Path, where: str, protocol
     """A pickle that would write a file is refused, and writes none."""
     canary = Canary(tmp_path / "sung")
     batch = python / ("batches.meta" if where == "label_names" else "data_batch_3")
-    plain: dict[str, Any] = {"label_names": canary} if where == "label_names" else told("test_batch") | {where: canary}
+    plain: dict[str, Any] = (
+        {"label_names": canary}
+        if where == "label_names"
+        else {"batch_label": "x", "labels": [1], "data": np.zeros((1, 3072), np.uint8), where: canary}
+    )
     poisoned = python_3(plain, protocol)
     pickle.loads(poisoned)[where.encode()].close()  # noqa: S301  # to see that it would
     assert canary.path.exists()
@@ -204,12 +219,6 @@ def test_nothing_is_unpickled(python: Path, tmp_path: Path, where: str, protocol
     with pytest.raises(DataError, match=rf"{batch.name} is not the pickle that CIFAR-10 has .it would import '(io|_io|__builtin__) open'"):
         Cifar10().look(python)
     assert not canary.path.exists()
-
-
-def test_the_module_cannot_unpickle() -> None:
-    """No code of it loads pickles, nor numpy's files, which may hold them."""
-    code = "import cdmkit.builtin.cifar10 as m; print([n for n in ('pickle', 'np.load', 'numpy.load', 'eval', 'exec') if hasattr(m, n)])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -235,15 +244,19 @@ def test_other_content(python: Path, changes: dict[str, Any], message: str) -> N
         Cifar10().look(python)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"<html>", b"\x80\x02", b"\x80\x02}.", b"\x80\x02]q\x01.", b"N.", b"\x80\x02R.", b"t.", b"h\x07.", b"}}}s.", b"(dK\x01a.", b"K\x01K\x02\x86R."]
-    + [b"\x8a\x01", b"cos\nsystem\n(S'true'\ntR.", b"(ios\nsystem\n.", b"Pid\n.", b"\x82\x01.", b"}(U\x01au.", b"I99x\n.", b"T\xff\xff\xff\xff."],
+DAMAGED = (
+    b"", b"<html>", b"\x80\x02", b"\x80\x02}.", b"\x80\x02]q\x01.", b"N.", b"\x80\x02R.", b"t.", b"h\x07.", b"}}}s.", b"(dK\x01a.",
+    b"}K\x01K\x02b.", b"K\x01K\x02\x86R.", b"\x8a\x01", b"cos\nsystem\n(S'true'\ntR.", b"(ios\nsystem\n.", b"Pid\n.", b"\x82\x01.",
+    b"}(U\x01au.", b"I99x\n.", b"T\xff\xff\xff\xff.", b"c_codecs\nencode\n)R.", b"c_codecs\nencode\n]R.", b"}]]s.", b"}(]]u.", b"(.",
+    b"c_codecs\nencode\nNb.", b"}N}s.",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("data", DAMAGED)
 def test_damaged_pickles(python: Path, data: bytes) -> None:
     """Whatever they are: one error that names the file."""
-    replace(python / "data_batch_5", data)
-    with pytest.raises(DataError, match="data_batch_5"):
+    replace(python / "data_batch_1", data)
+    with pytest.raises(DataError, match="data_batch_1"):
         Cifar10().look(python)
 
 
@@ -256,16 +269,16 @@ def test_every_truncation_of_a_pickle(python: Path) -> None:
             Cifar10().look(python)
 
 
-def test_missing_and_cut_files(published: Path, tmp_path: Path) -> None:
+def test_missing_and_cut_files(published: Path, space: Path) -> None:
     """All that is missing is named, and what has the wrong size."""
-    folder = tmp_path / "cifar-10-batches-bin"
+    folder = space / "cifar-10-batches-bin"
     folder.mkdir()
     for name in ("data_batch_1.bin", "data_batch_3.bin", "data_batch_4.bin"):
         (folder / name).symlink_to(published / "cifar-10-batches-bin" / name)
     with pytest.raises(DataError, match=r"lacks data_batch_2.bin, data_batch_5.bin, test_batch.bin, batches.meta.txt: "):
-        Cifar10().look(tmp_path)
+        Cifar10().look(space)
     with pytest.raises(DataError, match=r"x.tar.gz lacks data_batch_2.bin"):
-        Cifar10().look(pack(tmp_path / "x.tar.gz", write(tmp_path / "x", {"data_batch_1.bin": b""})))
+        Cifar10().look(pack(space / "x.tar.gz", write(space / "x", {"data_batch_1.bin": b""})))
     for name in ("data_batch_2.bin", "data_batch_5.bin", "test_batch.bin", "batches.meta.txt"):
         (folder / name).symlink_to(published / "cifar-10-batches-bin" / name)
     replace(folder / "data_batch_4.bin", bytes(ROWS * 3073 - 1))
@@ -280,16 +293,16 @@ def test_missing_and_cut_files(published: Path, tmp_path: Path) -> None:
         Cifar10().look(folder)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_nothing_there(space: Path) -> None:
     """What was looked for is told."""
     with pytest.raises(DataError, match=r"no CIFAR-10 in .*cifar-10-binary.tar.gz"):
-        Cifar10().look(tmp_path)
-    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"<html>")
+        Cifar10().look(space)
+    (space / "cifar-10-python.tar.gz").write_bytes(b"<html>")
     with pytest.raises(DataError, match="cannot be read as a tar archive"):
-        Cifar10().look(tmp_path)
+        Cifar10().look(space)
 
 
-def test_real_pixels(tmp_path: Path) -> None:
+def test_real_pixels(space: Path) -> None:
     """Photographs that are stored as planes come back as the same pictures."""
     if not (SHARED / "cifar10-lossless").is_dir():
         pytest.skip(f"no cifar10-lossless at {SHARED}; set CDMKIT_TEST_DATA")
@@ -300,7 +313,7 @@ def test_real_pixels(tmp_path: Path) -> None:
     stored = np.resize(pictures.transpose(0, 3, 1, 2).reshape(-1, 3072), (ROWS, 3072))
     batch = np.column_stack([np.resize(index.labels, ROWS).astype(np.uint8), stored]).tobytes()
     files = {f"{name}.bin": batch for name in BATCHES} | {"batches.meta.txt": "\n".join(NAMES).encode()}
-    originals = Cifar10().look(write(tmp_path, files)).splits["train"][: len(pictures)]
+    originals = Cifar10().look(write(space, files)).splits["train"][: len(pictures)]
     for original, picture, label in zip(originals, pictures, index.labels.tolist(), strict=True):
         assert original.label == label
         assert np.array_equal(decode(Cifar10().read(original)), picture)

@@ -81,7 +81,16 @@ def test_without_labels(tmp_path: Path) -> None:
 
 def test_what_is_passed_over(tmp_path: Path) -> None:
     """Nothing disappears unsaid."""
-    touch(tmp_path, "train/a/1.jpg", "train/a/._1.jpg", "train/a/notes.txt", "train/empty/notes.txt", "extra/a/1.jpg", "extra/a/2.jpg")
+    touch(
+        tmp_path,
+        "train/a/1.jpg",
+        "train/a/._1.jpg",
+        "train/a/notes.txt",
+        "train/empty/notes.txt",
+        "extra/a/1.jpg",
+        "extra/2.jpg",
+        "logo.png",
+    )
     (tmp_path / "val" / "a").mkdir(parents=True)
     found = Folder().look(tmp_path)
     assert listed(found) == {"train": {"train/a/1.jpg": 0}}
@@ -89,7 +98,7 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
         "hidden file": 1,
         "no image by its name": 2,
         "empty class folder": 2,
-        "image in a folder beside the splits": 2,
+        "image beside the splits": 3,
         "split without images": 1,
     }
 
@@ -114,7 +123,7 @@ def test_names_of_any_kind(tmp_path: Path) -> None:
         (["1.jpg", "a/2.jpg"], r"holds both images \(1.jpg\) and class folders \(a/2.jpg\): .*labels = false"),
         (["train/a/1.jpg", "val/2.jpg"], "train has class folders, but val has none"),
         (["train/1.jpg", "val/a/2.jpg"], "val has class folders, but train has none"),
-        (["train/cat/1.jpg", "val/cats/2.jpg"], r"class 'cats' is not one of the 1 of train; did you mean \"cat\"\?"),
+        (["train/cat/1.jpg", "val/cats/2.jpg"], r"val: train has no class 'cats': there are cat; did you mean \"cat\"\?"),
         (["val/a/1.jpg", "test/a/2.jpg"], "holds val and test, but no train"),
         (["train/1.jpg", "bus/2.jpg"], "if train is a class"),
         (["train/.x.jpg", "val/a/1.jpg"], "no images under .*train: .*1 x hidden file"),

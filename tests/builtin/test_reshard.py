@@ -96,6 +96,8 @@ def test_one_shard_and_patterns(tmp_path: Path) -> None:
     assert listed(Reshard().look(tmp_path / "3.tar")) == {"val": {"3.tar/x": 0}}
     assert listed(Reshard().look(tmp_path / "{1..3}.tar")) == {"train": {"1.tar/x": 0, "2.tar/x": 0}, "val": {"3.tar/x": 0}}
     assert len(listed(Reshard().look(tmp_path / "*.tar"))["train"]) == 3
+    (tmp_path / "0.tar").unlink()  # which is none of those that are asked for
+    assert listed(Reshard().look(tmp_path / "[12].tar")) == {"train": {"1.tar/x": 0, "2.tar/x": 0}}
     with pytest.raises(DataError, match="matches no file"):
         Reshard().look(tmp_path / "x*.tar")
 
@@ -174,7 +176,7 @@ def test_missing_and_damaged_shards(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train-1.tar is missing"):
         Reshard().look(tmp_path)
     write(tmp_path / "train-1.tar", "c.png")
-    with pytest.raises(DataError, match=r"train-1.tar has 10240 bytes, not 1"):
+    with pytest.raises(DataError, match=r"train-1.tar has 10240 bytes, but the list beside it says 1:"):
         Reshard().look(tmp_path)
     (tmp_path / "train-1.tar").unlink()
     (tmp_path / "dataset.json").unlink()

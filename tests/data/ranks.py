@@ -24,10 +24,9 @@ Seen = list[list[tuple[int, int, str]]]
 """For each step, (position, label, digest of the pixels) of every image."""
 
 
-def read(
-    pattern: str, workers: int, mix: int, batch: int, position: int, steps: int, rank: int = 0, world: int = 1
-) -> list[list[tuple[int, int, str]]]:
+def read(pattern: str, case: list[int], rank: int = 0, world: int = 1) -> Seen:
     """What one rank sees."""
+    workers, mix, batch, position, steps = case
     source = WebDataset(shards=pattern, workers=workers, mix=mix)
     with source.open(batch // world, rank, world, 0, position) as batches:
         return [_seen(each) for each in itertools.islice(batches, steps)]
@@ -42,7 +41,7 @@ def main(pattern: str, rank: int, world: int, rendezvous: str, out: str, cases: 
     """Take part."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{rendezvous}", timedelta(seconds=60), world, rank)
-    seen = [read(pattern, *case, rank=rank, world=world) for case in cases]
+    seen = [read(pattern, case, rank, world) for case in cases]
     gathered: list[Any] = [None] * world
     distributed.all_gather_object(gathered, seen)
     distributed.destroy_process_group()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -284,7 +285,8 @@ def test_what_was_used_longest_ago_goes(cache: Cache, server: Server) -> None:
     assert attrs.evolve(cache, limit=2 * len(BODY)).evict() == 2 * len(BODY)
     assert [path.exists() for path in paths] == [True, False, True]
     assert not paths[1].with_name(f"{paths[1].name[:64]}.json").exists()
-    assert cache.fetch(f"{server.address}/good/1").read_bytes() == BODY
+    with process(cache, fetching(f"{server.address}/good/1")) as child:
+        assert child.communicate(timeout=10)[0].strip() == str(paths[1])
 
 
 def test_what_is_kept_stays(cache: Cache, server: Server) -> None:
@@ -311,6 +313,7 @@ def test_what_another_process_reads_stays(cache: Cache, server: Server) -> None:
 def test_others_keep_what_this_process_reads(cache: Cache, server: Server) -> None:
     """An evicting process leaves files alone that were fetched here, and still after an eviction here has kept them."""
     paths = filled(cache, server)
+    cache.folder.joinpath(f"{paths[0].name[:64]}.{'0' * 32}.partial").touch()  # a second reason to look at the file
     attrs.evolve(cache, limit=1).evict(keep=paths[:2])
     with process(cache, evicting(f"{server.address}/json")) as child:
         assert int(child.communicate()[0]) == 2 * len(BODY)
@@ -347,6 +350,23 @@ def test_a_thread_downloads_while_another_evicts(cache: Cache, server: Server) -
     with process(cache, evicting(f"{server.address}/json")) as child:
         assert int(child.communicate()[0]) == len(BODY)
     assert cache.path(url).read_bytes() == BODY
+
+
+def test_an_eviction_between_looking_and_downloading(cache: Cache, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another thread: the file that then comes is in use here, as any other."""
+    url = f"{server.address}/good"
+    cache.fetch(url).write_bytes(b"damaged")
+    fits = module._fits
+
+    def evict_and_look(*args: Any) -> bool:
+        monkeypatch.setattr(module, "_fits", fits)
+        attrs.evolve(cache, limit=1).evict()
+        return fits(*args)
+
+    monkeypatch.setattr(module, "_fits", evict_and_look)
+    cache.fetch(url)
+    with process(cache, evicting(f"{server.address}/json")) as child:
+        assert int(child.communicate()[0]) == len(BODY)
 
 
 def test_a_file_system_without_locks_of_bytes_removes_nothing(cache: Cache, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from cdmkit.data import decode as module
 from cdmkit.data.decode import decode, decode_all
 from cdmkit.errors import DataError
 
@@ -245,5 +244,5 @@ def test_a_filter_that_does_not_exist_spoils_its_own_image_alone() -> None:
 def test_plain_png_needs_no_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sort that data sets hold is decoded without `Image.open`, which threads wait for."""
     files = [encoded(Image.fromarray(picture()), "PNG")] * 3
-    monkeypatch.setattr(module.Image, "open", None)
+    monkeypatch.setattr(Image, "open", None)
     assert np.array_equal(decode_all(files, 24)[0], np.stack([picture()] * 3))

@@ -59,7 +59,7 @@ def together(pattern: str, world: int, cases: list[list[int]], folder: Path) -> 
 @pytest.mark.parametrize("mix", [0, 3])
 def test_every_epoch_holds_every_image_once(pattern: str, mix: int) -> None:
     """Through the whole reader, each with its own label."""
-    images = sum(read(pattern, 2, mix, BATCH, 0, STEPS), [])
+    images = sum(read(pattern, [2, mix, BATCH, 0, STEPS]), [])
     by_label = {label: digest for _, label, digest in images}
     for epoch in range(3):
         labels = [label for position, label, digest in images if position // COUNT == epoch and by_label[label] == digest]
@@ -71,15 +71,15 @@ def test_every_epoch_holds_every_image_once(pattern: str, mix: int) -> None:
 @pytest.mark.parametrize("stop", [1, 6, 13])
 def test_goes_on_as_if_uninterrupted(pattern: str, workers: int, mix: int, stop: int) -> None:
     """Stopped anywhere, across the end of an epoch (6) and long after (13), and gone on with any number of workers."""
-    whole = read(pattern, 2, mix, BATCH, 0, STEPS)
-    assert read(pattern, workers, mix, BATCH, stop * BATCH, STEPS - stop) == whole[stop:]
+    whole = read(pattern, [2, mix, BATCH, 0, STEPS])
+    assert read(pattern, [workers, mix, BATCH, stop * BATCH, STEPS - stop]) == whole[stop:]
 
 
 @pytest.mark.parametrize("batch", [1, 4, 16, 20])
 def test_batch_size_cuts_the_same_order(pattern: str, batch: int) -> None:
     """Another batch size from the same position goes on with the same images."""
-    whole = sum(read(pattern, 2, 0, BATCH, 0, STEPS), [])
-    assert sum(read(pattern, 1, 0, batch, 80, 80 // batch), []) == whole[80:160]
+    whole = sum(read(pattern, [2, 0, BATCH, 0, STEPS]), [])
+    assert sum(read(pattern, [1, 0, batch, 80, 80 // batch]), []) == whole[80:160]
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -89,4 +89,4 @@ def test_any_number_of_ranks_sees_the_same_batches(pattern: str, world: int, tmp
     """
     cases = [[workers, mix, BATCH, stop * BATCH, STEPS - stop] for workers in (0, 1, 2) for mix in (0, 3) for stop in (0, 6, 13)]
     for case, seen in zip(cases, together(pattern, world, cases, tmp_path), strict=True):
-        assert seen == read(pattern, 2, *case[1:]), case
+        assert seen == read(pattern, [2, *case[1:]]), case

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +34,8 @@ class Server:
     released: threading.Event
     paths: list[str]
     headers: list[dict[str, str]]
+    connections: Counter[str]
+    """Those `opened` and those `closed`."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -48,6 +51,14 @@ class Handler(BaseHTTPRequestHandler):
         self.state.headers.append(dict(self.headers))
         answer: Callable[[], None] = getattr(self, f"answer_{name}", self.answer_good)
         answer()
+
+    def setup(self) -> None:
+        super().setup()
+        self.state.connections["opened"] += 1
+
+    def finish(self) -> None:
+        super().finish()
+        self.state.connections["closed"] += 1
 
     def send(self, status: int, body: bytes = b"", length: int | None = None, **headers: str) -> None:
         self.send_response(status)
@@ -148,7 +159,7 @@ class Quiet(ThreadingHTTPServer):
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A server for one test."""
-    state = Server("", Counter(), threading.Event(), [], [])
+    state = Server("", Counter(), threading.Event(), [], [], Counter())
     with Quiet(("127.0.0.1", 0), type("Bound", (Handler,), {"state": state})) as running:
         state.address = f"http://127.0.0.1:{running.server_address[1]}"
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
@@ -228,6 +239,26 @@ def test_a_clear_no_is_taken_at_once(server: Server, tmp_path: Path, name: str, 
         download(f"{server.address}/{name}?sig=s3cret", tmp_path / "file", patience=attrs.evolve(QUICK, wait=60))
     assert server.asked[name] == (10 if name == "circle" else 1)
     assert not (tmp_path / "file").read_bytes()
+
+
+def test_an_error_page_has_its_own_length(server: Server, tmp_path: Path) -> None:
+    """Which is not taken for that of another version of the file."""
+    with pytest.raises(NotThere):
+        download(f"{server.address}/missing", tmp_path / "file", size=7, patience=QUICK)
+
+
+@pytest.mark.parametrize("name", ["good", "missing", "broken"])
+def test_connections_are_closed(server: Server, tmp_path: Path, name: str) -> None:
+    """At once, and not when the last reference to an error goes."""
+    kept = []
+    try:
+        download(f"{server.address}/{name}", tmp_path / "file", patience=QUICK)
+    except DataError as error:
+        kept.append(error)
+    end = time.monotonic() + 5
+    while server.connections["closed"] < server.connections["opened"] and time.monotonic() < end:
+        time.sleep(0.005)
+    assert server.connections["closed"] == server.connections["opened"] > 0
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
@@ -366,6 +397,8 @@ def test_stores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheme: str) ->
         def get_file(self, rpath: str, lpath: str, callback: Any = None, **options: Any) -> None:
             if rpath.endswith("closed"):
                 raise PermissionError("Forbidden")
+            if rpath.endswith("shut"):
+                raise OSError("Forbidden: https://h/o/k?alt=media\nno rights")
             if rpath.endswith("none"):
                 raise FileNotFoundError(rpath)
             callback.set_size(4)
@@ -375,7 +408,7 @@ def test_stores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheme: str) ->
     assert download(f"{scheme}://b/k", tmp_path / "file", patience=QUICK) == 4
     with pytest.raises(DataError, match="3 of 4 bytes came"):
         download(f"{scheme}://b/cut", tmp_path / "file", patience=QUICK)
-    for name in ("closed", "none"):
+    for name in ("closed", "shut", "none"):
         with pytest.raises(NotThere):
             download(f"{scheme}://b/{name}", tmp_path / "file", patience=QUICK)
 
