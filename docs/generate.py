@@ -342,22 +342,22 @@ def commands() -> Lines:
     yield "# Commands\n\n" + _NOTE + "\n"
     yield "Results (a path, a table, JSON) go to stdout, everything else to stderr. [Exit codes](exit-codes.md) tell what went wrong."
     yield from table(("command", "what it does"), ((f"[`cdmkit {name}`](#cdmkit-{name})", text) for name, (_, text) in COMMANDS.items()))
-    yield from group(main, click.Context(main, info_name="cdmkit", **main.context_settings), "cdmkit")
+    yield from all_of(main, click.Context(main, info_name="cdmkit", **main.context_settings), "cdmkit")
     yield "## Environment variables\n"
-    yield "- `CDMKIT_CACHE`: the folder for shards fetched from URLs and for indices; by default `$XDG_CACHE_HOME/cdmkit` or `~/.cache/cdmkit`."
+    yield "- `CDMKIT_CACHE`: for fetched shards and for indices; else `$XDG_CACHE_HOME/cdmkit`, else `~/.cache/cdmkit`."
     yield "- `CDMKIT_TRACEBACK=1`: print the traceback of every error, too."
     yield "- `NO_COLOR`: no colours on a terminal."
     yield "- What a recipe reads by `${env:NAME}`, such as `CDMKIT_DATA` in the recipes for ImageNet."
 
 
-def group(found: click.Group, context: click.Context, name: str) -> Lines:
+def all_of(found: click.Command, context: click.Context, name: str) -> Lines:
     """A command, and all those within it."""
     yield from command(found, context, name)
-    for each in found.list_commands(context):
-        within = found.get_command(context, each)
-        if within is not None:
-            below = click.Context(within, info_name=each, parent=context)
-            yield from (group if isinstance(within, click.Group) else command)(within, below, f"{name} {each}")
+    if isinstance(found, click.Group):
+        for each in found.list_commands(context):
+            within = found.get_command(context, each)
+            if within is not None:
+                yield from all_of(within, click.Context(within, info_name=each, parent=context), f"{name} {each}")
 
 
 def command(found: click.Command, context: click.Context, name: str) -> Lines:

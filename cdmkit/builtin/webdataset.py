@@ -16,10 +16,10 @@ from cdmkit.kinds import Batches, DataCard, Source
 class WebDataset(Source):
     """WebDataset tars: `<key>.png` (or jpg, webp, bmp) with `<key>.cls`, or without any `.cls` for data without classes.
 
-    All pictures are square and of one size, the largest that the cascade needs: stages shrink them. `cdmkit data prepare` makes such shards.
-    Every epoch is a full shuffle over all shards, unless `mix` says otherwise. Shards named by URL are fetched into a cache when their
-    images are needed. Damaged or incomplete shards and pictures are errors that name the shard and the key, or are left out: the next good picture
-    stands in for each, so that batches stay full and resuming stays exact.
+    All pictures are square and of one size, the largest that the cascade needs: stages shrink them. `cdmkit data prepare` makes such
+    shards. Every epoch is a full shuffle over all of them, unless `mix` says otherwise. Shards at a URL are fetched into a cache when their
+    images are needed. Damaged or incomplete shards and pictures are errors that name the shard and the key, or are left out: the next good
+    picture stands in for each, so that batches stay full and resuming stays exact.
     """
 
     shards: str = option(

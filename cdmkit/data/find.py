@@ -14,9 +14,8 @@ from pathlib import Path
 import attrs
 
 from cdmkit.data.listing import NAMES, Listed, Listing
-from cdmkit.data.remote import is_remote, read_text
+from cdmkit.data.remote import is_remote, read_text, shown
 from cdmkit.errors import DataError
-from cdmkit.redact import redact
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 _MOST_NAMES = 1_000_000
@@ -67,9 +66,9 @@ def locate(pattern: str, split: str = "") -> Located:
     return Located(shards, *_shared(list(listings.values())))
 
 
-def _of_list(listing: Listing, split: str, where: str, base: str) -> Located:
-    """The shards of one split of a list, whose names are relative to `base`."""
-    shards = tuple(Shard(name if "://" in name else base + name, listed) for name, listed in listing.of(split, where).items())
+def _of_list(listing: Listing, split: str, where: str, base: str, query: str = "") -> Located:
+    """The shards of one split of a list, whose names are relative to `base`, and followed by `query`."""
+    shards = tuple(Shard(name if "://" in name else base + name + query, listed) for name, listed in listing.of(split, where).items())
     if not shards:
         raise DataError(f"no training data: {where} lists no shard")
     for shard in shards:
@@ -84,24 +83,24 @@ def _of_list(listing: Listing, split: str, where: str, base: str) -> Located:
 
 
 def _remote(pattern: str, split: str) -> Located:
-    """The shards of a URL with braces, or of a list that is one."""
-    if pattern.endswith(".json"):
+    """The shards of a URL with braces, or of a list that is one. Its query, if any, goes along to all that lies beside it."""
+    path, mark, query = pattern.partition("?")
+    base = path.rpartition("/")[0] + "/"
+    if path.endswith(".json"):
         text = read_text(pattern)
         if text is None:
-            raise DataError(f"no training data: there is no {redact(pattern)}; {_MEND}")
-        return _of_list(Listing.parse(text, redact(pattern)), split, redact(pattern), pattern.rpartition("/")[0] + "/")
+            raise DataError(f"no training data: there is no {shown(pattern)}; {_MEND}")
+        return _of_list(Listing.parse(text, shown(pattern)), split, shown(pattern), base, mark + query)
     if split:
-        raise DataError(f"split = {split!r} chooses from a list of shards, such as dataset.json, but shards = {redact(pattern)!r} is none")
-    urls = list(islice(expand_braces(pattern), _MOST_NAMES))
-    path, _, query = pattern.partition("?")
-    if any(mark in path for mark in "*["):
+        raise DataError(f"split = {split!r} chooses from a list of shards, such as dataset.json, but shards = {shown(pattern)!r} is none")
+    if any(wild in path for wild in "*["):
         raise DataError(
-            f"shards = {redact(pattern)!r}: servers cannot be asked for wildcards: write braces, such as train-{{00000..00063}}.tar"
+            f"shards = {shown(pattern)!r}: servers cannot be asked for wildcards: write braces, such as train-{{00000..00063}}.tar"
         )
-    base = path.rpartition("/")[0] + "/"
-    texts = ((name, read_text(f"{base}{name}?{query}" if query else base + name)) for name in NAMES if "{" not in base)
-    listing = next((Listing.parse(text, redact(base) + name) for name, text in texts if text is not None), Listing({}))
+    texts = ((name, read_text(base + name + mark + query)) for name in NAMES if "{" not in base)
+    listing = next((Listing.parse(text, shown(base) + name) for name, text in texts if text is not None), Listing({}))
     told = dict(listing.named())
+    urls = islice(expand_braces(pattern), _MOST_NAMES)
     shards = tuple(Shard(url, told.get(url.partition("?")[0].rpartition("/")[2], Listed())) for url in urls)
     return Located(shards, listing.crop, listing.classes)
 
@@ -137,9 +136,9 @@ def find_shards(pattern: str) -> list[Path]:
     What exists by its literal name is that file, so names may hold `[`, `?`, `#` and blanks. Raises DataError, saying what was looked for
     and what is there instead, where anything the braces name is missing or a wildcard matches nothing.
     """
-    if re.match(r"pipe:|[a-z][a-z0-9+]*://", pattern):
+    if re.match(r"pipe:|[a-z][a-z0-9+]*://", pattern, re.IGNORECASE):
         raise DataError(
-            f"shards = {redact(pattern)!r}: only files, http(s)://, s3:// and gs:// are read, and no shell command is ever run; {_MEND}"
+            f"shards = {shown(pattern)!r}: only files, http(s)://, s3:// and gs:// are read, and no shell command is ever run; {_MEND}"
         )
     names = list(islice(expand_braces(os.path.expanduser(pattern)), _MOST_NAMES + 1))
     if len(names) > _MOST_NAMES:

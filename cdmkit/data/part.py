@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
 from cdmkit.data.cache import Cache
 from cdmkit.data.find import Located, Shard
 from cdmkit.data.index import index_of
-from cdmkit.data.remote import is_remote
+from cdmkit.data.remote import is_remote, shown
 from cdmkit.data.tar import TarIndex
 from cdmkit.errors import DataError
 from cdmkit.kinds import Skip
-from cdmkit.redact import redact
 
 
 class Part:
@@ -23,8 +23,9 @@ class Part:
         self._listed_classes = classes
         self._cache = cache
         self._index: TarIndex | None = None
+        self._path: Path | None = None
         self._lock = threading.Lock()
-        self.where = redact(shard.where)
+        self.where = shown(shard.where)
         """Path or URL, for people."""
         self.remote = is_remote(shard.where)
         if not (self.remote and shard.listed.samples is not None):
@@ -67,13 +68,27 @@ class Part:
                     self._index = self._made()
         return self._index
 
-    def fetched(self) -> Path:
-        """The local file."""
-        listed = self._shard.listed
-        return self._cache.fetch(self._shard.where, listed.bytes, listed.sha256) if self.remote else Path(self._shard.where)
+    def open(self) -> int:
+        """A descriptor to read the shard by, which the caller closes; fetched anew where the cache let go of it. Raises OSError."""
+        try:
+            return os.open(self.path(), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not self.remote:
+                raise
+            self._path = None
+            return os.open(self.path(), os.O_RDONLY | os.O_CLOEXEC)
+
+    def path(self) -> Path:
+        """The local file, fetched where it is remote. Raises DataError where it does not come."""
+        if self._path is None:
+            listed = self._shard.listed
+            fetched = self._cache.fetch(self._shard.where, listed.bytes, listed.sha256) if self.remote else Path(self._shard.where)
+            self._path = fetched
+            return fetched
+        return self._path
 
     def _made(self) -> TarIndex:
-        path = self.fetched()
+        path = self.path()
         try:
             index = index_of(path)
         except OSError as error:

@@ -39,10 +39,12 @@ class Shards:
     that is depends on the data alone, so the order of training stays a function of its position.
     """
 
-    def __init__(self, parts: Sequence[Part], tolerance: Tolerance | None = None, max_pixels: int = MAX_PIXELS, crop: str = "") -> None:
-        self.crop = crop
-        """How the pictures were cut and shrunk before they were stored, where that is known."""
-        self._parts = parts
+    def __init__(self, located: Located, cache: Cache, tolerance: Tolerance, max_pixels: int) -> None:
+        self.crop = located.crop
+        """How the pictures were cut and shrunk before they were stored; empty where that is not known."""
+        self._cache = cache
+        self._parts = parts = parts_of(located, cache)
+        self._expected: list[Part] = []
         self._max_pixels = max_pixels
         self._starts = [0, *itertools.accumulate(part.length for part in parts)]
         self._bad: set[int] = set()
@@ -51,10 +53,10 @@ class Shards:
         self._lock = threading.Lock()
         weakref.finalize(self, _close, self._descriptors)
         lost = [skip for part in parts for skip in part.skips]
-        self.skips = Skips(tolerance or Tolerance(), len(self) + len(lost))
+        self.skips = Skips(tolerance, len(self) + len(lost))
         self.skips.add(lost, sum(part.lost for part in parts))
         if not len(self):
-            raise DataError(f"no training data: {parts[0].where if parts else 'no shard'} and what follows hold no sample that can be used")
+            raise DataError(f"no training data: {parts[0].where} and what follows hold no sample that can be used")
         self.classes = max(part.classes for part in parts)
         """The largest label + 1, 0 where no sample has a label."""
         if self.classes:
@@ -133,10 +135,13 @@ class Shards:
         return data
 
     def expect(self, shards: Sequence[int]) -> None:
-        """Fetch remote shards that will soon be read, in the background, and let go of others where the cache has a limit."""
+        """Fetch remote shards that will soon be read, in the background, and let go of others where the cache has a limit; not of those
+        that were expected last, whose images may still be in work.
+        """
         wanted = [self._parts[shard] for shard in shards if self._parts[shard].remote]
         if wanted:
-            threading.Thread(target=_fetch, args=(wanted,), name="cdmkit-fetch", daemon=True).start()
+            before, self._expected = self._expected, wanted
+            threading.Thread(target=_fetch, args=(wanted, before, self._cache), name="cdmkit-fetch", daemon=True).start()
 
     def fingerprint(self) -> str:
         """A hex digest of what lies in the shards, whatever they are called.
@@ -153,7 +158,7 @@ class Shards:
             table = part.index()
             for column in (table.offsets, table.sizes, table.labels):
                 digest.update(column.astype("<i8").tobytes())
-            end = table.path.stat().st_size
+            end = part.path().stat().st_size
             digest.update(self._pread(shard, EDGE, 0) + self._pread(shard, EDGE, max(0, end - EDGE)))
         return digest.hexdigest()
 
@@ -211,27 +216,33 @@ class Shards:
         """Read without a seek position, so that threads and forked processes may share a descriptor.
 
         The first shards read stay open. Those beyond `_OPEN_FILES` are opened for each read: closing another thread's file is no option.
+        So are remote ones, which else would take room after the cache let go of them.
         """
-        descriptor = self._descriptor(shard)
-        if descriptor is not None:
+        kept = self._descriptor(shard)
+        if kept is not None:
+            return os.pread(kept, size, offset)
+        descriptor = self._parts[shard].open()
+        try:
             return os.pread(descriptor, size, offset)
-        with self._parts[shard].index().path.open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), size, offset)
+        finally:
+            os.close(descriptor)
 
     def _descriptor(self, shard: int) -> int | None:
-        if shard not in self._descriptors:
-            path = self._parts[shard].index().path
+        if shard not in self._descriptors and not self._parts[shard].remote:
             with self._lock:
                 if shard not in self._descriptors and len(self._descriptors) < _OPEN_FILES:
-                    self._descriptors[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    self._descriptors[shard] = self._parts[shard].open()
         return self._descriptors.get(shard)
 
 
-def _fetch(parts: Sequence[Part]) -> None:
+def _fetch(wanted: Sequence[Part], before: Sequence[Part], cache: Cache) -> None:
     """Fetch shards one by one. An error is told to whoever reads one of them: it is tried again there."""
     with contextlib.suppress(Exception):
-        for part in parts:
+        for part in wanted:
             part.index()
+            os.close(part.open())
+        if cache.limit:
+            cache.evict([part.path() for part in (*before, *wanted)])
 
 
 def _close(descriptors: dict[int, int]) -> None:
@@ -265,4 +276,4 @@ def _version(shard: Shard) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=4)
 def _opened(located: Located, _versions: tuple[tuple[int, int], ...], tolerance: Tolerance, max_pixels: int, cache_bytes: int) -> Shards:
-    return Shards(parts_of(located, Cache(limit=cache_bytes)), tolerance, max_pixels, located.crop)
+    return Shards(located, Cache(limit=cache_bytes), tolerance, max_pixels)

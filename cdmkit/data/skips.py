@@ -11,7 +11,6 @@ import attrs
 from cdmkit.errors import DataError
 from cdmkit.kinds import Skip
 
-
 _MEND = 'Mend it, or have such samples left out: data.source.damaged = "skip"'
 
 

@@ -1,7 +1,8 @@
 """WebDataset shards: plain tar files, read where the images lie, never unpacked.
 
-An index is made in one pass over the headers, which finds every image's bytes. What `tarfile` or a streaming reader would pass over in silence (a damaged header, a file cut short, a sample of one half) is told as a
-`Skip`: what lies before stays usable, and the caller decides whether to go on.
+An index is made in one pass over the headers, which finds every image's bytes. What `tarfile` or a streaming reader would pass over in
+silence (a damaged header, a file cut short, a sample of one half) is told as a `Skip`: what lies before stays usable, and the caller
+decides whether to go on.
 
 Members are joined to samples by key: the member's path up to the *last* dot of its file name. (WebDataset splits at the first dot, so
 `n01.v0.jpg` and `n01.v1.jpg` would become one sample.) The members of a sample need not be neighbours. An image member has one of the

@@ -64,11 +64,14 @@ def _chunks(originals: Iterable[Original]) -> Iterator[list[Original]]:
 
 def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[list[Original]], most: int) -> Iterator[list[Outcome]]:
     """The results of chunks in their order, with up to `most` of them under way."""
-    waiting: deque[Future[list[Outcome]]] = deque(pool.submit(_make, chunk) for chunk in itertools.islice(chunks, most))
+    waiting: deque[Future[list[Outcome]]] = deque()
+    for chunk in chunks:
+        with _undisturbed():  # it may start a worker
+            waiting.append(pool.submit(_make, chunk))
+        if len(waiting) == most:
+            yield waiting.popleft().result()
     while waiting:
-        made = waiting.popleft().result()
-        waiting.extend(pool.submit(_make, chunk) for chunk in itertools.islice(chunks, 1))
-        yield made
+        yield waiting.popleft().result()
 
 
 def _context(maker: Maker) -> BaseContext:
@@ -87,7 +90,31 @@ def _context(maker: Maker) -> BaseContext:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    ready = context.Process(target=_nothing)  # the server answers when it has imported all, which takes seconds
+    ready.start()
+    ready.join()
     return context
+
+
+def _nothing() -> None:
+    """A process that ends at once."""
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM to the end of the block: a worker that is half started could not be ended, and would complain."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if caught:
+            signal.raise_signal(caught[0])
 
 
 def _start_worker(maker: Maker, sign: Connection) -> None:

@@ -18,13 +18,12 @@ from cdmkit.data.decode import MAX_PIXELS, decode, decode_all
 from cdmkit.data.find import Shard, locate, read_list
 from cdmkit.data.index import fits
 from cdmkit.data.listing import Listed, Listing
-from cdmkit.data.remote import is_remote
+from cdmkit.data.remote import is_remote, shown
 from cdmkit.data.tar import TarIndex, index_tar
 from cdmkit.errors import DataError
 from cdmkit.files import digest
 from cdmkit.kinds import Skip
 from cdmkit.preparing.card import CARD, card_faults
-from cdmkit.redact import redact
 
 _AT_ONCE = 64
 """Images that are decoded together."""
@@ -110,7 +109,7 @@ def _local(shard: Shard) -> Path:
 
 def _check(shard: Shard, expected: _Expected) -> tuple[int, list[Skip]]:
     """How many images a shard has, and what is wrong with it."""
-    where = redact(shard.where)
+    where = shown(shard.where)
     try:
         path = _local(shard)
         found = [Skip(where, "", cause, f"{where}: {cause}: {told}") for cause, told in _bytes_faults(path, shard.listed)]

@@ -1,7 +1,7 @@
 """A process of several that read a data set together: python -m tests.data.ranks PATTERN RANK WORLD RENDEZVOUS OUT CASES
 
-Every case is [workers, mix, batch, position, steps]. Of each, the first process writes what all saw: for every step, the positions, labels and
-a digest of the pixels, sorted by position.
+Every case is [workers, mix, batch, position, steps]. Of each, the first process writes what all saw: for every step, the positions, labels
+and a digest of the pixels, sorted by position.
 """
 
 from __future__ import annotations

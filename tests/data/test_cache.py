@@ -287,6 +287,8 @@ def test_what_was_used_longest_ago_goes(cache: Cache, server: Server) -> None:
     assert not paths[1].with_name(f"{paths[1].name[:64]}.json").exists()
     with process(cache, fetching(f"{server.address}/good/1")) as child:
         assert child.communicate(timeout=10)[0].strip() == str(paths[1])
+    with process(cache, evicting(f"{server.address}/json")) as child:  # what went is no longer in use here
+        assert int(child.communicate()[0]) == 2 * len(BODY)
 
 
 def test_what_is_kept_stays(cache: Cache, server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -56,10 +57,15 @@ def together(pattern: str, world: int, cases: list[list[int]], folder: Path) -> 
     return [[[(position, label, digest) for position, label, digest in step] for step in case] for case in told["cases"]]
 
 
+def joined(seen: Seen) -> list[tuple[int, int, str]]:
+    """All images, whatever the step."""
+    return list(itertools.chain.from_iterable(seen))
+
+
 @pytest.mark.parametrize("mix", [0, 3])
 def test_every_epoch_holds_every_image_once(pattern: str, mix: int) -> None:
     """Through the whole reader, each with its own label."""
-    images = sum(read(pattern, [2, mix, BATCH, 0, STEPS]), [])
+    images = joined(read(pattern, [2, mix, BATCH, 0, STEPS]))
     by_label = {label: digest for _, label, digest in images}
     for epoch in range(3):
         labels = [label for position, label, digest in images if position // COUNT == epoch and by_label[label] == digest]
@@ -78,8 +84,8 @@ def test_goes_on_as_if_uninterrupted(pattern: str, workers: int, mix: int, stop:
 @pytest.mark.parametrize("batch", [1, 4, 16, 20])
 def test_batch_size_cuts_the_same_order(pattern: str, batch: int) -> None:
     """Another batch size from the same position goes on with the same images."""
-    whole = sum(read(pattern, [2, 0, BATCH, 0, STEPS]), [])
-    assert sum(read(pattern, [1, 0, batch, 80, 80 // batch]), []) == whole[80:160]
+    whole = joined(read(pattern, [2, 0, BATCH, 0, STEPS]))
+    assert joined(read(pattern, [1, 0, batch, 80, 80 // batch])) == whole[80:160]
 
 
 @pytest.mark.parametrize("world", [2, 4])

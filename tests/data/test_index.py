@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,37 +77,48 @@ def test_of_a_changed_shard_is_not_believed(tmp_path: Path) -> None:
     assert len(index_of(path).keys) == 8
 
 
-@pytest.mark.parametrize(
-    "damage", ["empty", "garbage", "cut", "pickle", "missing array", "lengths", "outside", "negative", "floats", "bomb"]
-)
+Arrays = dict[str, Any]
+
+
+def cut(kept: Path, _arrays: Arrays) -> None:
+    kept.write_bytes(kept.read_bytes()[:-30])
+
+
+def bomb(kept: Path, _arrays: Arrays) -> None:
+    with zipfile.ZipFile(kept, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("keys.npy", bytes(1 << 26))
+
+
+def pickled(kept: Path, arrays: Arrays) -> None:
+    np.savez(kept, **{**arrays, "facts": np.array([Canary(str(kept.parent / "canary"))], object)})
+
+
+def changed(name: str, change: Callable[[Any], Any]) -> Callable[[Path, Arrays], None]:
+    """Damage that changes one array."""
+    return lambda kept, arrays: np.savez(kept, **{**arrays, name: change(arrays[name])})
+
+
+DAMAGES: dict[str, Callable[[Path, Arrays], object]] = {
+    "empty": lambda kept, _arrays: kept.write_bytes(b""),
+    "garbage": lambda kept, _arrays: kept.write_bytes(bytes(range(256)) * 10),
+    "cut": cut,
+    "bomb": bomb,
+    "pickle": pickled,
+    "missing array": lambda kept, arrays: np.savez(kept, **{name: array for name, array in arrays.items() if name != "keys"}),
+    "lengths": changed("labels", lambda array: array[:-1]),
+    "outside": changed("offsets", lambda array: array + 10**6),
+    "negative": changed("sizes", lambda array: array - 10_000),
+    "floats": changed("offsets", lambda array: array.astype(float)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_no_index_is_not_believed(tmp_path: Path, damage: str) -> None:
     """Damage of any sort costs time, no more; nothing in it is run."""
     path = shard(tmp_path / "x.tar")
     expected, kept = index_tar(path), beside(path)
     write_index(expected, kept)
-    arrays = dict(np.load(kept))
-    match damage:
-        case "empty":
-            kept.write_bytes(b"")
-        case "garbage":
-            kept.write_bytes(bytes(range(256)) * 10)
-        case "cut":
-            kept.write_bytes(kept.read_bytes()[:-30])
-        case "pickle":
-            np.savez(kept, **{**arrays, "facts": np.array([Canary(str(tmp_path / "canary"))], object)})
-        case "missing array":
-            np.savez(kept, **{name: array for name, array in arrays.items() if name != "keys"})
-        case "lengths":
-            np.savez(kept, **{**arrays, "labels": arrays["labels"][:-1]})
-        case "outside":
-            np.savez(kept, **{**arrays, "offsets": arrays["offsets"] + path.stat().st_size})
-        case "negative":
-            np.savez(kept, **{**arrays, "sizes": arrays["sizes"] - 10_000})
-        case "floats":
-            np.savez(kept, **{**arrays, "offsets": arrays["offsets"].astype(float)})
-        case "bomb":
-            with zipfile.ZipFile(kept, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr("keys.npy", bytes(1 << 26))
+    DAMAGES[damage](kept, dict(np.load(kept)))
     assert same(index_of(path), expected)
     assert not (tmp_path / "canary").exists()
 

@@ -53,9 +53,9 @@ def test_of_others(plain: Any, split: str, second: str) -> None:
 
 def test_split_must_be_chosen_among_several() -> None:
     """And exist, with the nearest name told."""
-    with pytest.raises(DataError, match="list.json has the splits train, validation: set `split`"):
+    with pytest.raises(DataError, match=r"list\.json has the splits train, validation: set `split`"):
         parsed(TIMM).of("", "list.json")
-    with pytest.raises(DataError, match="there is no 'validaton'.*validation"):
+    with pytest.raises(DataError, match=r"there is no 'validaton'.*validation"):
         parsed(TIMM).of("validaton", "list.json")
 
 
@@ -80,7 +80,7 @@ def test_split_must_be_chosen_among_several() -> None:
 )
 def test_what_is_no_list(plain: Any) -> None:
     """Anything else is one error that names the file: wrong types, missing keys, names that lead out of the folder."""
-    with pytest.raises(DataError, match="list.json cannot be read as a list of shards"):
+    with pytest.raises(DataError, match=r"list\.json cannot be read as a list of shards"):
         parsed(plain)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 
@@ -41,7 +42,7 @@ def file(pixels: npt.NDArray[np.uint8], filter_type: int, pieces: int = 1) -> by
     lines = b"".join(bytes([filter_type]) + line.astype(np.uint8).tobytes() for line in (values - predicted) % 256)
     data = zlib.compress(lines)
     cuts = [len(data) * n // pieces for n in range(pieces + 1)]
-    body = b"".join(chunk(b"IDAT", data[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+    body = b"".join(chunk(b"IDAT", data[a:b]) for a, b in itertools.pairwise(cuts))
     return png.SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + body + chunk(b"IEND", b"")
 
 
@@ -113,5 +114,5 @@ def test_no_more_is_unpacked_than_the_header_tells() -> None:
 
 def test_unknown_filter() -> None:
     """A filter that does not exist is an error."""
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match="image data"):
         png.unfiltered([bytes([9, 0, 0, 0])], 1, 1)
