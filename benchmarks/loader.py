@@ -1,8 +1,8 @@
 """How fast images come: `python benchmarks/loader.py [--images FOLDER] [--workers N] [--seconds S] [--rounds N]`.
 
 Beside cdmkit's reader, in turns on the same files: webdataset's own pipeline (shuffle, decode, batched, in a DataLoader), and single
-files read with Pillow as torchvision's ImageFolder does, in a DataLoader. All make shuffled batches of 64 uint8 images with as many workers:
-threads in cdmkit, processes elsewhere. Then what else must be quick: an index, a place in the order of ImageNet, and memory over epochs.
+files read with Pillow as torchvision's ImageFolder does, in a DataLoader. All make shuffled batches of 64 uint8 images with as many
+workers, threads in cdmkit and processes elsewhere. Then what else must be quick: an index, a place in the order of ImageNet, and memory.
 
 The pictures are parts of those in FOLDER; without one they are drawn, which compress otherwise.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -121,16 +121,26 @@ def _augmented(stage: Stage, enlarges: LowRes, low_res: Tensor, seed: int, posit
     return low_res
 
 
-def splits_of(data: str, split: str = "") -> list[tuple[str, str, str]]:
-    """A name, the pattern and the split to open it by, for each split of a folder or list of shards; for a pattern, its own.
+class Split(NamedTuple):
+    """A part of a data set, and how it is opened."""
+
+    name: str
+    pattern: str
+    split: str
+    classes: Sequence[str]
+    """The names of its labels, where they are known."""
+
+
+def splits_of(data: str, split: str = "") -> list[Split]:
+    """Each split of a folder or list of shards, or one alone; the only one of a pattern.
 
     Raises DataError where a folder has no list, or there is no such split.
     """
     found = read_list(data)
     if found is None:
-        return [(split or "images", data, split)]
+        return [Split(split or "images", data, split, ())]
     path, text = found
     listing = Listing.parse(text, str(path))
     if split:
         listing.of(split, str(path))
-    return [(name or "images", str(path), name) for name in listing.splits if not split or name == split]
+    return [Split(name or "images", str(path), name, listing.classes) for name in listing.splits if not split or name == split]

@@ -315,13 +315,25 @@ def test_the_example_of_the_algebra_runs() -> None:
     assert bool(images.isfinite().all())
 
 
-def test_the_script_that_makes_shards_works(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images of two folders become square, with labels 0 and 1."""
+def test_photographs_become_shards_as_the_page_says(workplace: Path) -> None:
+    """Images of two folders become square, with labels 0 and 1; the page's other commands on them work."""
     for name in ("cat", "dog"):
         (workplace / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (96, 80), "teal").save(workplace / "photos" / name / "one.jpg")
-    save(next(blocks(DOCS / "how-to" / "train-on-your-shards.md", "python")))
-    monkeypatch.setattr(sys, "argv", ["make_shards.py", "photos", "shards/photos", "64"])
-    runpy.run_path("make_shards.py", run_name="__main__")
+    page = DOCS / "how-to" / "prepare-images.md"
+    said = [(words, call(*words)) for block in shell(page) for words in commands(block.text) if "shards/photos" in words]
+    assert [words[1] for words, _ in said] == ["prepare", "inspect", "verify"]
+    assert all(result.exit_code == 0 for _, result in said)
+    assert said[0][1].stdout == "shards/photos/dataset.json\n"
     shards = open_shards("shards/photos/train-*.tar")
-    assert (len(shards), shards.resolution, shards.labels.tolist()) == (2, 64, [0, 1])
+    assert (len(shards), shards.resolution, shards.classes) == (2, 64, 2)
+
+
+def test_every_file_of_a_data_set_is_documented(tmp_path: Path) -> None:
+    """By its name on the page that makes it."""
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    Image.new("RGB", (96, 80), "teal").save(tmp_path / "photos" / "cat" / "one.jpg")
+    assert call("data", "prepare", "folder", tmp_path / "photos", tmp_path / "out", "--resolution", 8).exit_code == 0
+    told = re.findall(r"`([^`\n]+)`", (DOCS / "how-to" / "prepare-images.md").read_text("utf-8"))
+    names = {f"{path.name}/" if path.is_dir() else path.name for path in (tmp_path / "out").iterdir()}
+    assert names - set(told) == {".lock"}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 
@@ -87,14 +85,8 @@ class _Told:
                 raise DataError(f"{path} cannot be read as a list of shards ({error!r}): mend or remove it") from None
             listing = Listing.parse(text, str(path))
             splits = {folder / name: split for split, shards in listing.splits.items() for name in shards}
-            return cls(splits, {folder / name: listed.bytes for name, listed in listing.named()}, _names(json.loads(text)))
+            return cls(splits, {folder / name: listed.bytes for name, listed in listing.named()}, tuple(map(shown, listing.classes)))
         return cls()
-
-
-def _names(plain: Mapping[str, Any]) -> Sequence[str]:
-    """The names of the classes in a list of shards, none where it has none."""
-    names = plain.get("classes")
-    return tuple(shown(name) for name in names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def _tars(folder: Path) -> list[Path]:

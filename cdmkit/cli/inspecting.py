@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,18 +43,18 @@ def inspect(data: str, split: str, out: Path, overrides: tuple[str, ...], as_jso
     from cdmkit.data.skips import Damaged, Tolerance
     from cdmkit.inspecting import inspect, splits_of
 
-    found = {}
-    for name, pattern, chosen in splits_of(data, split):
-        shards = open_shards(pattern, chosen, Tolerance(Damaged.SKIP, most=1))
-        found[name] = inspect(shards, out / f"{name}.png")
-        for skip in () if as_json else shards.skips.take():
+    told = {}
+    for each in splits_of(data, split):
+        shards, grid = open_shards(each.pattern, each.split, Tolerance(Damaged.SKIP, most=1)), out / f"{each.name}.png"
+        found = inspect(shards, grid)
+        told[each.name] = {**found.table(), "classes": each.classes, "grid": str(grid)}
+        for skip in shards.skips.take():
             click.echo(f"warning: {skip.message}", err=True)
+        if not as_json:
+            _print(each.name, found, each.classes)
+            click.echo(str(grid))
     if as_json:
-        print_json({name: {**each.table(), "grid": str(out / f"{name}.png")} for name, each in found.items()})
-        return
-    for name, each in found.items():
-        _print(name, each)
-        click.echo(str(out / f"{name}.png"))
+        print_json(told)
 
 
 def _of_recipe(file: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
@@ -72,11 +73,12 @@ def _of_recipe(file: Path, overrides: tuple[str, ...], out: Path, as_json: bool)
     print_table(("what", "grid"), ((name, str(path)) for name, path in grids.items()))
 
 
-def _print(name: str, found: Inspected) -> None:
+def _print(name: str, found: Inspected, names: Sequence[str]) -> None:
     """Facts, and a bar for each class where they are few."""
     smallest, median, largest = found.file_bytes
     sizes = ", ".join(f"{size} ({count:,})" for size, count in sorted(found.sizes.items(), key=lambda item: -item[1])[:5])
-    click.echo(f"{name}: {found.images:,} images in {found.shards:,} shards, {found.bytes / 1e6:,.1f} MB")
+    plural = "s" if found.shards > 1 else ""
+    click.echo(f"{name}: {found.images:,} images in {found.shards:,} shard{plural}, {found.bytes / 1e6:,.1f} MB")
     click.echo(f"sizes of {sum(found.sizes.values()) + found.broken:,} looked at: {sizes}; {found.broken:,} broken")
     click.echo(f"bytes of an image: {smallest:,} to {largest:,}, median {median:,}")
     counts = found.per_class
@@ -84,7 +86,9 @@ def _print(name: str, found: Inspected) -> None:
         click.echo("no labels")
     elif len(counts) <= _MOST_CLASSES:
         most = max(counts)
-        print_table(("class", "images", ""), ((str(n), f"{c:,}", "#" * round(_BARS * c / most)) for n, c in enumerate(counts)))
+        labels = [f"{label} {names[label]}" if label < len(names) else str(label) for label in range(len(counts))]
+        bars = ((label, f"{count:,}", "#" * round(_BARS * count / most)) for label, count in zip(labels, counts, strict=True))
+        print_table(("class", "images", ""), bars)
     else:
         few, many = min(counts), max(counts)
         told = f"{few:,} (class {counts.index(few)}) to {many:,} (class {counts.index(many)})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -15,13 +14,11 @@ from cdmkit.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
     from cdmkit.catalog import Catalog
+    from cdmkit.cli.bars import Bars
     from cdmkit.preparing import Forecast, Prepared, Step
     from cdmkit.preparing.plan import Plan
 
 T = TypeVar("T")
-
-_PAUSE = 10.0
-"""Seconds between two plain lines."""
 
 _MOST_CLASSES = 20
 """Classes that are listed one by one."""
@@ -69,6 +66,7 @@ def prepare(
     with the same bytes; so it does with any number of workers. Images that cannot be used are listed in OUT/rejects.tsv.
     """
     from cdmkit import preparing
+    from cdmkit.cli.bars import Bars
     from cdmkit.preparing.folder import free_space
 
     catalog = loaded_plugins().catalog
@@ -81,7 +79,7 @@ def prepare(
         _print_forecast(plan, preparing.forecast(plan), free_space(out), as_json)
         return
     with Bars() as bars:
-        made = preparing.prepare(plan, out, workers=workers, max_reject=max_reject, replace=replace, tell=bars.step)
+        made = preparing.prepare(plan, out, workers=workers, max_reject=max_reject, replace=replace, tell=Pace(bars))
     _tell(made)
     print_json({"dataset": str(made.path), **made.card}) if as_json else click.echo(str(made.path))
 
@@ -164,49 +162,20 @@ def _tell(made: Prepared) -> None:
         click.echo(f"{split}: {len(names):,} classes of {facts}; {each.count(0):,} are empty", err=True)
 
 
-class Bars:
-    """Shows how far the work is: a bar on a terminal, a plain line now and then elsewhere. A context manager, on stderr."""
+class Pace:
+    """Shows the steps of the work: how fast each split goes, and how long it will take."""
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-        self._console = Console(stderr=True, highlight=False)
-        note = TextColumn("{task.fields[note]}")
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"), note)
-        self._bars = Progress(*columns, console=self._console, transient=True)
-        self._tasks: dict[str, TaskID] = {}
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
         self._split = ""
         self._first = 0
-        self._began = self._last_line = time.monotonic()
+        self._began = 0.0
 
-    def __enter__(self) -> Bars:
-        if self._console.is_interactive:
-            self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._console.is_interactive:
-            self._bars.stop()
-
-    def step(self, step: Step) -> None:
+    def __call__(self, step: Step) -> None:
         """Show a step."""
         now = time.monotonic()
         if step.split != self._split:
             self._split, self._first, self._began = step.split, step.done, now
         rate = (step.done - self._first) / max(now - self._began, 1e-9)
-        note = f"{rate:.0f} images/s  {step.rejected:,} rejected"
-        if self._console.is_interactive:
-            if step.split not in self._tasks:
-                self._tasks[step.split] = self._bars.add_task(step.split, total=step.total, note="", completed=step.done)
-            self._bars.update(self._tasks[step.split], completed=step.done, note=note)
-        elif step.done == step.total or now - self._last_line >= _PAUSE:
-            self._last_line = now
-            left = f"  {_clock((step.total - step.done) / rate)} left" if rate and step.done < step.total else ""
-            self._console.print(f"{step.split}: {step.done}/{step.total}  {note}{left}", markup=False, soft_wrap=True)
-
-
-def _clock(seconds: float) -> str:
-    """3,723 seconds as 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+        left = (step.total - step.done) / rate if rate and step.done < step.total else None
+        self._bars.advance(step.split, step.done, step.total, f"{rate:.0f} images/s  {step.rejected:,} rejected", left)

@@ -98,7 +98,7 @@ def _decode_png(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
     _check_size(*size, max_pixels)
     lines = png.scanlines(data, *size)
     try:
-        return None if lines is None else png.unfiltered([lines], *size)[0]
+        return None if lines is None else png.unfiltered([lines], *size)[0].copy()  # to be written to, as all others
     except ValueError:
         return None
 

@@ -35,11 +35,13 @@ class Shard:
 
 @attrs.frozen
 class Located:
-    """The shards of a pattern, and what the list beside them tells: see `Listing`."""
+    """The shards of a pattern, and what the list beside them tells: how images were cropped, and how many labels there are."""
 
     shards: tuple[Shard, ...]
     crop: str
+    """Empty where it does not tell."""
     classes: int
+    """0 where it does not tell."""
 
 
 def locate(pattern: str, split: str = "") -> Located:
@@ -79,7 +81,7 @@ def _of_list(listing: Listing, split: str, where: str, base: str, query: str = "
             raise DataError(f"{shard.where} is missing: {where} lists it: copy it again")
         if shard.listed.bytes not in (None, path.stat().st_size):
             raise DataError(f"{path} has {path.stat().st_size} bytes, but {where} says {shard.listed.bytes}: copy it again")
-    return Located(shards, listing.crop, listing.classes)
+    return Located(shards, listing.crop, len(listing.classes))
 
 
 def _remote(pattern: str, split: str) -> Located:
@@ -102,13 +104,13 @@ def _remote(pattern: str, split: str) -> Located:
     told = dict(listing.named())
     urls = islice(expand_braces(pattern), _MOST_NAMES)
     shards = tuple(Shard(url, told.get(url.partition("?")[0].rpartition("/")[2], Listed())) for url in urls)
-    return Located(shards, listing.crop, listing.classes)
+    return Located(shards, listing.crop, len(listing.classes))
 
 
 def _shared(listings: list[Listing]) -> tuple[str, int]:
     """The crop that all lists tell, and the most classes that any does."""
     crops = {listing.crop for listing in listings}
-    return crops.pop() if len(crops) == 1 else "", max((listing.classes for listing in listings), default=0)
+    return crops.pop() if len(crops) == 1 else "", max((len(listing.classes) for listing in listings), default=0)
 
 
 def read_list(data: str) -> tuple[Path, str] | None:

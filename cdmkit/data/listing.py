@@ -29,12 +29,12 @@ class Listed:
 class Listing:
     """The shards of each split, by file name (or URL), in the list's order; the only split of a list without any is "".
 
-    crop: how images were made square and small, classes: how many labels there are; empty and 0 where the list does not tell.
+    crop: how images were made square and small, classes: the name of each label; empty where the list does not tell.
     """
 
     splits: Mapping[str, Mapping[str, Listed]]
     crop: str = ""
-    classes: int = 0
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str, where: str) -> Listing:
@@ -112,6 +112,6 @@ def _crop(plain: Any) -> str:
     return crop if isinstance(crop, str) else ""
 
 
-def _classes(plain: Any) -> int:
+def _classes(plain: Any) -> tuple[str, ...]:
     classes = plain.get("classes") if "splits" in plain else None
-    return len(classes) if isinstance(classes, list) else 0
+    return tuple(map(str, classes)) if isinstance(classes, list) else ()

@@ -19,7 +19,19 @@ from cdmkit.errors import DataError, SetupError
 from cdmkit.files import write_json
 from cdmkit.kinds import Preparer
 from cdmkit.preparing import folder
-from cdmkit.preparing.card import CARD, REJECTS, Parts, make_card, per_class, read_card, tools, write_manifest, write_rejects
+from cdmkit.preparing.card import (
+    CARD,
+    REJECTS,
+    Parts,
+    make_card,
+    per_class,
+    read_card,
+    sealed,
+    tools,
+    unsealed,
+    write_manifest,
+    write_rejects,
+)
 from cdmkit.preparing.forecast import Forecast, forecast, remaining
 from cdmkit.preparing.images import Maker, Outcome, Refused
 from cdmkit.preparing.plan import Plan, Shard
@@ -98,12 +110,14 @@ def prepare(
             parts |= _make(plan, out, todo, parts, workers, tell)
         parts = {shard: parts[shard] for shard in plan.shards}
         card = make_card(plan, parts, out.resolve().name)
-        if todo or read_card(out) != card:
+        there = read_card(out) or {}
+        if todo or unsealed(there) != card:
             write_rejects(out, parts)
             _check_rejects(out, parts, plan.count, max_reject)
             write_manifest(out, parts)
-            write_json(out / CARD, card)
-    return Prepared(out / CARD, card, len(todo))
+            there = sealed(card, out)
+            write_json(out / CARD, there)
+    return Prepared(out / CARD, there, len(todo))
 
 
 def _make(plan: Plan, out: Path, todo: list[Shard], done: Parts, workers: int, tell: Tell) -> dict[Shard, Part]:

@@ -8,17 +8,20 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from cdmkit import __version__
-from cdmkit.files import write_text, written
+from cdmkit.files import digest, json_text, write_text, written
 from cdmkit.preparing.plan import Plan, Shard
-from cdmkit.preparing.write import Part, escaped, rows_of
+from cdmkit.preparing.write import PARTS, Part, escaped, rows_of
 
 CARD, MANIFEST, REJECTS = "dataset.json", "manifest.tsv.gz", "rejects.tsv"
+
+SEAL = frozenset({"files", "records", "checksum"})
+"""The keys of a card that make every byte beside the shards count."""
 
 Parts = Mapping[Shard, Part]
 """The record of every shard, in order."""
@@ -66,6 +69,46 @@ def _fingerprint(card: Mapping[str, Any]) -> str:
     shards = {name: [shard["sha256"] for shard in split["shards"]] for name, split in card["splits"].items()}
     text = json.dumps({"classes": card["classes"], "splits": shards}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(card: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """A card with what makes every byte of its folder count: digests of the files beside the shards, and of itself."""
+    whole = {**card, "files": {name: digest(out / name) for name in (MANIFEST, REJECTS)}, "records": _records(out)}
+    return {**whole, "checksum": _checksum(whole)}
+
+
+def unsealed(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What was sealed."""
+    return {key: value for key, value in card.items() if key not in SEAL}
+
+
+def card_faults(out: Path, card: Mapping[str, Any]) -> Iterator[str]:
+    """What in a folder is not as its sealed card says, beside the shards."""
+    whole = {key: value for key, value in card.items() if key != "checksum"}
+    if card.get("checksum") != _checksum(whole) or (out / CARD).read_text("utf-8") != json_text(card):
+        yield f"{out / CARD} is not as it was written: prepare again"
+    for name, sha256 in card.get("files", {}).items():
+        try:
+            found = digest(out / name)
+        except OSError as error:
+            yield f"{out / name} cannot be read: {error.strerror}"
+        else:
+            if found != sha256:
+                yield f"{out / name} is not as it was written: its SHA-256 is {found}, but {CARD} says {sha256}"
+    if card.get("records") != _records(out):
+        yield f"{out / PARTS} is not as it was written: prepare again, or remove it with the line `records` of {CARD}"
+
+
+def _checksum(card: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(card, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _records(out: Path) -> str:
+    """A digest of the records of all parts."""
+    found = hashlib.sha256()
+    for path in sorted((out / PARTS).iterdir()) if (out / PARTS).is_dir() else ():
+        found.update(f"{path.name} {digest(path)}\n".encode())
+    return found.hexdigest()
 
 
 def read_card(out: Path) -> Any:

@@ -104,7 +104,7 @@ def _difference(noted: dict[str, Any], terms: dict[str, Any]) -> str:
 def _remove(out: Path, shards: dict[str, int]) -> None:
     """Remove a data set. What says that it is one goes first, what says that it is ours stays last."""
     names = [f"{split}-{number:05d}" for split, count in shards.items() for number in range(count)]
-    for name in (CARD, MANIFEST, REJECTS, *(f"{name}.tar" for name in names)):
+    for name in (CARD, MANIFEST, REJECTS, *(f"{name}{ending}" for name in names for ending in (".tar", ".idx.npz"))):
         for path in (out / name, out / f".{name}.partial"):
             path.unlink(missing_ok=True)
     for path in _within(out / PARTS):

@@ -66,7 +66,7 @@ def _in_order(pool: ProcessPoolExecutor, chunks: Iterator[list[Original]], most:
     """The results of chunks in their order, with up to `most` of them under way."""
     waiting: deque[Future[list[Outcome]]] = deque()
     for chunk in chunks:
-        with _undisturbed():  # it may start a worker
+        with undisturbed():  # it may start a worker
             waiting.append(pool.submit(_make, chunk))
         if len(waiting) == most:
             yield waiting.popleft().result()
@@ -101,7 +101,7 @@ def _nothing() -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Put off Ctrl-C and SIGTERM to the end of the block: a worker that is half started could not be ended, and would complain."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -23,7 +23,7 @@ from cdmkit.data.tar import TarIndex, index_tar
 from cdmkit.errors import DataError
 from cdmkit.files import digest
 from cdmkit.kinds import Skip
-from cdmkit.preparing.card import CARD, card_faults
+from cdmkit.preparing.card import CARD, SEAL, card_faults
 
 _AT_ONCE = 64
 """Images that are decoded together."""
@@ -77,7 +77,7 @@ def _shards(data: str) -> tuple[list[Shard], Mapping[str, Any], Path | None]:
     listing = Listing.parse(text, str(path))
     shards = [Shard(name if is_remote(name) else str(path.parent / name), listed) for name, listed in listing.named()]
     card = json.loads(text)
-    own = path.name == CARD and "fingerprint" in card
+    own = path.name == CARD and not SEAL.isdisjoint(card)
     return shards, card if path.name == CARD else {}, path.parent if own else None
 
 
@@ -87,7 +87,7 @@ def _own_shards(card: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _resolution(shards: Iterable[Shard], card: Mapping[str, Any]) -> int | None:
-    """Height and width that all images must have: as the card tells, else those of the first one that can be decoded."""
+    """Height and width that all images must have: as the card tells, else those of the first one that is square."""
     if isinstance(card.get("resolution"), int):
         return int(card["resolution"])
     for shard in shards:
@@ -95,9 +95,11 @@ def _resolution(shards: Iterable[Shard], card: Mapping[str, Any]) -> int | None:
             index = index_tar(_local(shard))
             for start in range(len(index.keys)):
                 try:
-                    return int(decode(_files(index, start, 1)[0]).shape[0])
+                    height, width, _ = decode(_files(index, start, 1)[0]).shape
                 except DataError:
                     continue
+                if height == width:
+                    return int(height)
         except (OSError, DataError):
             continue
     return None
@@ -114,14 +116,16 @@ def _check(shard: Shard, expected: _Expected) -> tuple[int, list[Skip]]:
         path = _local(shard)
         found = [Skip(where, "", cause, f"{where}: {cause}: {told}") for cause, told in _bytes_faults(path, shard.listed)]
         index = index_tar(path)
+        if not found and not fits(index):
+            found.append(
+                Skip(where, "", "wrong index", f"{where}: wrong index: that beside it is not its own: remove it, or prepare again")
+            )
         found += [*index.skips, *_label_faults(index, where, expected), *_image_faults(index, where, expected.resolution)]
     except (OSError, DataError) as error:
         return 0, [Skip(where, "", "cannot be read", f"{where} cannot be read: {error}")]
     count, listed = len(index.keys), shard.listed.samples
     if listed is not None and listed != count:
         found.append(Skip(where, "", "wrong count", f"{where}: wrong count: {count} samples, but the list says {listed}"))
-    if not fits(index):
-        found.append(Skip(where, "", "wrong index", f"{where}: wrong index: that beside it is not its own: remove it, or prepare again"))
     return count, found
 
 

@@ -1,6 +1,7 @@
 """A shard and what is known of it, each complete or not there.
 
 OUT/train-00000.tar             the shard
+OUT/train-00000.idx.npz         its index, for those who read it
 OUT/parts/train-00000.tsv.gz    its lines of the manifest
 OUT/parts/train-00000.json      its record, written last: where it stands, the shard is done
 """
@@ -20,6 +21,8 @@ from typing import IO, Any
 import attrs
 import cattrs
 
+from cdmkit.data.index import beside, write_index
+from cdmkit.data.tar import index_tar
 from cdmkit.data.writer import open_tar
 from cdmkit.files import write_json, written
 from cdmkit.kinds import Original
@@ -72,7 +75,8 @@ def read_part(out: Path, shard: Shard, digest: str) -> Part | None:
     try:
         part = cattrs.structure(json.loads(record_of(out, shard).read_bytes()), Part)
         size = (out / shard.file).stat().st_size if part.samples else 0
-        done = part.digest == digest and size == part.bytes and rows_of(out, shard).is_file()
+        whole = rows_of(out, shard).is_file() and (not part.samples or beside(out / shard.file).is_file())
+        done = part.digest == digest and size == part.bytes and whole
     except (OSError, ValueError, KeyError, TypeError, cattrs.BaseValidationError):
         return None
     return part if done else None
@@ -95,7 +99,8 @@ class Writer:
         first = next(samples, None)
         path, size, sha256 = self._out / shard.file, 0, ""
         if first is None:
-            path.unlink(missing_ok=True)  # an archive of nothing would be taken for a damaged one
+            for stale in (path, beside(path)):  # an archive of nothing would be taken for a damaged one
+                stale.unlink(missing_ok=True)
         else:
             with written(path) as file:
                 counted = _Counted(file)
@@ -103,6 +108,7 @@ class Writer:
                     for sample in itertools.chain([first], samples):
                         tar.write(sample)
             size, sha256 = counted.size, counted.sha256.hexdigest()
+            write_index(index_tar(path), beside(path))
         self._side = contents.side
         part = Part(
             digest=self._digest,

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cdmkit import events
-from cdmkit.cli import watching
+from cdmkit.cli import bars
 from cdmkit.cli.watching import Watcher
 from cdmkit.pipeline import teller
 from cdmkit.plugins import load_plugins
@@ -72,7 +72,7 @@ def test_lines_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_lines_come_every_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, where there is no pause to keep."""
-    monkeypatch.setattr(watching, "_PAUSE", 0.0)
+    monkeypatch.setattr(bars, "PAUSE", 0.0)
     text = watch(Console(file=io.StringIO(), highlight=False))
     assert [f"base: {n}/40" in text for n in (30, 35, 40)] == [True] * 3
     assert [f"base sampling: {n}/10" in text for n in (1, 5, 10)] == [True] * 3

@@ -38,7 +38,7 @@ def test_own() -> None:
     listing = parsed(OWN)
     assert listing.of("train", "") == {"t-0.tar": Listed(3, 9, SUM), "t-1.tar": Listed(None, 8, None)}
     assert listing.of("val", "") == {"v-0.tar": Listed(1, 7, None)}
-    assert (listing.classes, listing.crop) == (2, "adm")
+    assert (listing.classes, listing.crop) == (("cat", "dog"), "adm")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_of_others(plain: Any, split: str, second: str) -> None:
     """Those of timm, wids and open_clip tell counts."""
     listing = parsed(plain)
     assert listing.of(split, "") == {"t-0.tar": Listed(samples=3), second: Listed(samples=2)}
-    assert (listing.classes, listing.crop) == (0, "")
+    assert (listing.classes, listing.crop) == ((), "")
 
 
 def test_split_must_be_chosen_among_several() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from cdmkit import preparing
 from cdmkit.preparing import Step
+from cdmkit.preparing.pool import undisturbed
 from tests.preparing.driver import LARGE, SETTINGS, make
 
 DRIVER = (sys.executable, "-m", "tests.preparing.driver")
@@ -143,6 +144,21 @@ def test_sigterm_is_an_interruption(tmp_path: Path, whole: dict[str, bytes]) -> 
     assert signal.getsignal(signal.SIGTERM) is before
     assert 4 <= len(list((tmp_path / "out" / "parts").glob("*.json"))) < 10
     assert same_at_last(tmp_path, 0, whole)
+
+
+def test_interruption_at_the_start() -> None:
+    """While a worker is being started, a signal waits: then the worker can be ended, too."""
+    reached = []
+
+    def interrupted() -> None:
+        with undisturbed():
+            signal.raise_signal(signal.SIGINT)
+            reached.append(True)
+        reached.append(False)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert reached == [True]
 
 
 @pytest.mark.slow
