@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cdmkit.data.writer import Sample, write_shards
 from tests import tiny
 
 
-def stored(folder: Path, labels: list[int | None], prefix: str = "train") -> None:
+def stored(folder: Path, labels: Sequence[int | None], prefix: str = "train") -> None:
     """Images of one colour each: that of its number."""
     images = [torch.full((3, 8, 8), number, dtype=torch.uint8) for number in range(len(labels))]
     write_shards((Sample(image, label) for image, label in zip(images, labels, strict=True)), folder, prefix, per_shard=40)

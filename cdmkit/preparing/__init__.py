@@ -23,6 +23,7 @@ from cdmkit.preparing.card import (
     CARD,
     REJECTS,
     Parts,
+    card_faults,
     make_card,
     per_class,
     read_card,
@@ -111,7 +112,7 @@ def prepare(
         parts = {shard: parts[shard] for shard in plan.shards}
         card = make_card(plan, parts, out.resolve().name)
         there = read_card(out) or {}
-        if todo or unsealed(there) != card:
+        if todo or unsealed(there) != card or any(card_faults(out, there)):
             write_rejects(out, parts)
             _check_rejects(out, parts, plan.count, max_reject)
             write_manifest(out, parts)

@@ -255,6 +255,15 @@ def test_finished(tmp_path: Path) -> None:
     assert (made.made, json.loads(path.read_text())["license"]) == (0, "other")
 
 
+def test_files_beside_the_shards_are_mended(tmp_path: Path) -> None:
+    """What of a finished data set was damaged and can be told anew is written anew by the same command."""
+    whole = contents(make(tmp_path).path.parent)
+    for name in ("manifest.tsv.gz", "rejects.tsv", "dataset.json"):
+        path = tmp_path / "out" / name
+        path.write_bytes(path.read_bytes()[:-5])
+        assert contents(make(tmp_path).path.parent) == whole
+
+
 def test_other_settings_and_sources_are_refused(tmp_path: Path) -> None:
     """With what differs; --replace removes what was there, and only that."""
     out = make(tmp_path).path.parent
