@@ -132,6 +132,6 @@ def test_verify_says_what_is_wrong(tmp_path: Path) -> None:
     bad = tiny.call("data", "verify", f"{tmp_path}/*.tar", "--workers", 1)
     assert bad.exit_code == 5
     assert "train-0000002" in bad.stdout
-    assert bad.stderr.endswith("1 faults in 5 images of 1 shards: mend them, or prepare again\n")
+    assert bad.stderr.endswith("1 fault among 5 images: mend the data, or prepare them again\n")
     told = json.loads(tiny.call("data", "verify", f"{tmp_path}/*.tar", "--json").stdout)
     assert (told["images"], told["shards"], [fault["key"] for fault in told["faults"]]) == (5, 1, ["train-0000002"])

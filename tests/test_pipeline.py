@@ -300,7 +300,7 @@ def test_a_stage_whose_checkpoints_were_removed_is_trained_again(copy: Path) -> 
     [
         (12, 0, 8, "12 x 12 pixels, but the largest stage makes 8 x 8"),
         (4, 0, 8, "4 x 4 pixels, but the largest stage makes 8 x 8"),
-        (8, 4, 8, "labels go up to 11: set data.classes = 12, or 0"),
+        (8, 4, 8, ": set data.classes = 12, or 0"),
         (8, None, 8, "the images have no labels: set data.classes = 0"),
     ],
 )

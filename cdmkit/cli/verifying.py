@@ -34,4 +34,5 @@ def verify(data: str, workers: int | None, as_json: bool) -> None:
     else:
         click.echo(f"{found.images:,} images in {found.shards:,} shard{'s' if found.shards > 1 else ''}: all is well")
     if found.faults:
-        raise DataError(f"{len(found.faults):,} faults in {found.images:,} images of {found.shards:,} shards: mend them, or prepare again")
+        count = len(found.faults)
+        raise DataError(f"{count:,} fault{'s' if count > 1 else ''} among {found.images:,} images: mend the data, or prepare them again")

@@ -15,6 +15,7 @@ from cdmkit.errors import NumericsError, SetupError, Stopped
 from cdmkit.events import Emit, StageStarted, Warned
 from cdmkit.kinds import Batches, Session, Source
 from cdmkit.training.checkpoint import load_latest, place
+from cdmkit.training.labelled import Labelled
 from cdmkit.training.learner import Learner
 from cdmkit.training.progress import Meter
 from cdmkit.training.saving import Saver
@@ -65,7 +66,7 @@ def train(
         emit(StageStarted(stage=stage.name, step=learner.step, steps=stage.train.steps, parameters=learner.parameter_count()))
         saver = Saver(checkpoints, learner, metadata, emit, saved.step if saved else None)
         if learner.step < stage.train.steps:
-            with _open(source, stage, session, seed, learner.step) as batches:
+            with Labelled(_open(source, stage, session, seed, learner.step), classes) as batches:
                 _run(learner, objective, batches, saver, Meter(stage, learner, emit), stop, sample)
     return place(checkpoints, learner.step)
 

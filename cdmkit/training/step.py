@@ -16,7 +16,6 @@ from cdmkit.data.pixels import to_float
 from cdmkit.data.resize import Resize
 from cdmkit.diffusion import Condition, Denoiser, Network, Noised, Output, Process, between
 from cdmkit.draws import Draw, Stream
-from cdmkit.errors import DataError
 from cdmkit.kinds import Batch, Session, Timesteps
 
 
@@ -83,9 +82,7 @@ class Objective:
         )
 
     def __call__(self, batch: Batch) -> Losses:
-        """The losses of a batch on any device. Raises DataError where it has a label that the network has not."""
-        if self.classes and batch.labels.device.type == "cpu" and int(batch.labels.max()) >= self.classes:
-            raise DataError(_too_large(batch, self.classes))
+        """The losses of a batch on any device."""
         images, labels, positions = (tensor.to(self.session.device, non_blocking=True) for tensor in batch)
         if self.stage.train.flip:
             mirrored = self._draw(positions, "flip").uniform() < 0.5
@@ -127,10 +124,3 @@ class Objective:
                 levels.append(level)
         enlarged = self.stage.upsample(low_res, self.stage.resolution)
         return Condition(label, enlarged, torch.stack(levels, dim=1) if levels else None)
-
-
-def _too_large(batch: Batch, classes: int) -> str:
-    """What to say of a label that is no class: of data whose labels are not all known before."""
-    worst = int(batch.labels.argmax())
-    label, position = int(batch.labels[worst]), int(batch.positions[worst])
-    return f"the image at position {position} has the label {label}, but data.classes = {classes}: set data.classes = {label + 1} or more"

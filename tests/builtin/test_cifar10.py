@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import os
@@ -29,6 +30,7 @@ NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 ROWS = 10_000
 
 
+@functools.cache
 def pixels(batch: str) -> npt.NDArray[np.uint8]:
     """[10000, 3072]: rows that differ from each other, from batch to batch and from plane to plane."""
     rows = np.arange(ROWS * 3072, dtype=np.uint32).reshape(ROWS, 3072)

@@ -76,7 +76,7 @@ def test_progress_goes_to_stderr(trained: Path) -> None:
         (("--metrics", "bdp"), 2, 'no metric "bdp"; did you mean "bpd"?'),
         (("--metrics", "bpd,fid"), 2, 'no metric "fid"'),
         (("--stage", "bas"), 2, 'no stage "bas"; did you mean "base"?'),
-        (("--count", 33), 2, "the data has 32 images, not 33"),
+        (("--count", 33), 2, "the train data has 32 images, not 33"),
         (("--steps", 21), 2, "stage 'base' has fewer than 21 timesteps"),
         (("--count", 0), 2, "0 is not in the range"),
         (("--set", 'stage.base.prediction="v"'), 7, "stage 'base' was trained as another one"),

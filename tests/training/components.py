@@ -139,6 +139,7 @@ def run(
     stop: StopRequest | None = None,
     sample: SampleGrid | None = None,
     seed: int = 0,
+    classes: int = CLASSES,
 ) -> tuple[Path, list[Event]]:
     """Train on random images; gives the last checkpoint and the events."""
     events: list[Event] = []
@@ -153,7 +154,7 @@ def run(
         parent,
         source=RandomImages(),
         downsample=Resize.AREA,
-        classes=CLASSES,
+        classes=classes,
         seed=seed,
         folder=folder,
         metadata={"stage": {"name": stage.name}},
