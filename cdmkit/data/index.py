@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cdmkit.data.cache import cache_folder
+from cdmkit.data.keys import Keys
 from cdmkit.data.tar import TarIndex, index_tar
 from cdmkit.files import written
 from cdmkit.kinds import Skip
@@ -82,7 +83,7 @@ def _written(index: TarIndex) -> bytes:
         offsets=index.offsets,
         sizes=index.sizes,
         labels=index.labels,
-        keys=_bytes("\n".join(index.keys).encode("utf-8", "surrogateescape")),
+        keys=_bytes(index.keys.text),
         facts=_bytes(json.dumps(facts, sort_keys=True).encode()),
     )
     return buffer.getvalue()
@@ -98,15 +99,14 @@ def _read(kept: Path, path: Path, edges: str) -> TarIndex:
         facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
         if facts["edges"] != edges:
             raise ValueError("of another shard")
-        keys = arrays["keys"].tobytes().decode("utf-8", "surrogateescape")
+        keys = Keys(arrays["keys"].tobytes())
         offsets, sizes, labels = (arrays[name].astype(np.int64, casting="safe") for name in ("offsets", "sizes", "labels"))
-    names = keys.split("\n") if keys else []
-    if not offsets.shape == sizes.shape == labels.shape == (len(names),):
+    if not offsets.shape == sizes.shape == labels.shape == (len(keys),):
         raise ValueError("lengths differ")
-    if len(names) and not (offsets.min() >= 0 <= sizes.min() and (offsets + sizes).max() <= size):
+    if len(keys) and not (offsets.min() >= 0 <= sizes.min() and (offsets + sizes).max() <= size):
         raise ValueError("leads out of the shard")
     skips = tuple(Skip(str(path), str(key), str(cause), str(message)) for key, cause, message in facts["skips"])
-    return TarIndex(path, names, offsets, sizes, labels, skips)
+    return TarIndex(path, keys, offsets, sizes, labels, skips)
 
 
 def _bytes(data: bytes) -> npt.NDArray[np.uint8]:

@@ -53,8 +53,9 @@ class Shards:
         self._lock = threading.Lock()
         weakref.finalize(self, _close, self._descriptors)
         lost = [skip for part in parts for skip in part.skips]
-        self.skips = Skips(tolerance, len(self) + len(lost))
-        self.skips.add(lost, sum(part.lost for part in parts))
+        count = sum(part.lost for part in parts)
+        self.skips = Skips(tolerance, len(self) + count)
+        self.skips.add(lost, count)
         if not len(self):
             raise DataError(f"no training data: {parts[0].where} and what follows hold no sample that can be used")
         self.classes = max(part.classes for part in parts)
@@ -94,14 +95,15 @@ class Shards:
         index = -1
         while True:
             index = self._usable(index + 1)
+            data = self.encoded(index)
             try:
-                height, width = map(int, decode(self.encoded(index), self._max_pixels).shape[:2])
+                height, width, _ = decode(data, self._max_pixels).shape
             except DataError as error:
                 self._leave_out(index, str(error))
                 continue
             if height != width:
                 raise DataError(f"{self.where(index)}: the image is {width} x {height}, not square: {_PREPARE}")
-            return height
+            return int(height)
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """The pictures uint8 [B, 3, S, S] and labels int64 [B] of samples `indices` (int64 [B])."""

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cdmkit.data.headers import Member, Window, members
+from cdmkit.data.keys import Keys
 from cdmkit.errors import DataError
 from cdmkit.kinds import Skip
 
@@ -35,7 +36,7 @@ class TarIndex:
     """The samples of one shard, in the order of their images."""
 
     path: Path
-    keys: list[str]
+    keys: Keys
     offsets: npt.NDArray[np.int64]
     """[N] where each image begins, in bytes."""
     sizes: npt.NDArray[np.int64]
@@ -112,7 +113,7 @@ class _Samples:
         found = [self.images[key] for key in good]
         return TarIndex(
             path=self.path,
-            keys=good,
+            keys=Keys.of(good),
             offsets=np.array([member.offset for member in found], np.int64),
             sizes=np.array([member.size for member in found], np.int64),
             labels=np.array([self.labels.get(key, -1) for key in good], np.int64),
