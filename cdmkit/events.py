@@ -37,8 +37,8 @@ class StageStarted(Event):
 
 @attrs.frozen(kw_only=True)
 class Progress(Event):
-    """Training goes on. `loss` and `grad_norm` are means since the last event; `eta` is in seconds; `skipped` counts the samples, found
-    training began or was resumed that cannot be used.
+    """Training goes on. `loss` and `grad_norm` are means since the last event; `eta` is in seconds; `skipped` counts the samples of
+    the data that are left out, as far as that is known by now.
     """
 
     stage: str

@@ -82,7 +82,7 @@ def inspect(shards: Shards, grid: Path) -> Inspected:
         file_bytes=(int(stored.min()), int(np.median(stored)), int(stored.max())),
         sizes=sizes,
         broken=broken,
-        per_class=torch.bincount(shards.labels).tolist() if shards.classes else [],
+        per_class=torch.bincount(shards.labels.clamp(min=-1) + 1)[1:].tolist() if shards.classes else [],
     )
 
 

@@ -36,7 +36,7 @@ class Lines:
         size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("ab") as file:
-                file.write(line.encode())
+                file.write(line.encode(errors="backslashreplace"))
         except OSError as error:
             self._complain(error, size)
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +22,7 @@ from cdmkit.log import EventLog, MetricsLog
 from cdmkit.place import Given, Place
 from cdmkit.plugins import Plugins
 from cdmkit.preflight import look_at_data, needs_data
-from cdmkit.recipe import Recipe, loose, read, to_table, without
+from cdmkit.recipe import Recipe, loose, ordering, read, to_table, without
 from cdmkit.runs import Run
 from cdmkit.sampling import Job, Progress, Reals, obey, open_network, preview, weights_of
 from cdmkit.weights import check_begun_as_is, check_seen_alike, check_trained_as_is, check_weights, digests, guiding
@@ -95,7 +96,9 @@ def train_stage(stage: Stage, recipe: Recipe, given: Given, crop: str, run: Run,
         emit(StageFinished(stage=stage.name, step=0, skipped=True))
         return
     tables = {name: to_table(each) for name, each in recipe.stage.items()}
-    data = {"fingerprint": given.images, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
+    data: dict[str, Any] = {"fingerprint": given.images, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
+    order = {key: value for key, value in ordering(recipe.data.source).items() if value}  # as before there was any to choose
+    data |= {"order": order} if order else {}
     lean, lean_parent = without(to_table(stage, defaults=False), set(loose(stage, Binds.TRAINING))), to_table(parent, defaults=False)
     digest = training.fingerprint(stage.name, lean, lean_parent, data, recipe.seed, given.weights.get(stage.name, ""))
     folder = run.stage(stage.name)
@@ -119,6 +122,7 @@ def train_stage(stage: Stage, recipe: Recipe, given: Given, crop: str, run: Run,
                 path=path,
                 tick=partial(obey, stop),
                 labeled=recipe.data.classes > 0,
+                skipped=lambda skip: emit(skip.event()),
             )
         except Stopped:
             return  # training saves, then stops

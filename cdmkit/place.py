@@ -13,7 +13,7 @@ import tomli
 from cdmkit.component import Binds
 from cdmkit.errors import RecipeError
 from cdmkit.plugins import Plugins
-from cdmkit.recipe import Recipe, diff, loose, to_table, to_toml
+from cdmkit.recipe import Recipe, diff, loose, ordering, to_table, to_toml
 from cdmkit.runs import Run
 
 
@@ -65,15 +65,19 @@ class Place:
             now, lean = ({**table, **attrs.asdict(given)} for table in (tomli.loads(resolved), to_table(recipe, defaults=False)))
             changes = diff(before, now, lean)
             if changes:
-                self._admit(changes, run, {f"stage.{stage.name}.{key}" for stage in recipe.cascade for key in loose(stage, Binds.TRAINING)})
+                free = {f"stage.{stage.name}.{key}" for stage in recipe.cascade for key in loose(stage, Binds.TRAINING)}
+                self._admit(changes, run, free, {f"data.source.{key}" for key in ordering(recipe.data.source)})
                 given.note(run)
                 run.write_recipe(text, resolved)
             yield run
 
-    def _admit(self, changes: list[str], run: Run, free: Collection[str]) -> None:
-        """Raise RecipeError unless a run may go on with these changes of its recipe, images and weights. free: keys that bind nothing."""
+    def _admit(self, changes: list[str], run: Run, free: Collection[str], bound: Collection[str]) -> None:
+        """Raise RecipeError unless a run may go on with these changes of its recipe, images and weights. free: keys that bind nothing;
+        bound: those of the source that do, though the images are the same.
+        """
         same = {what for what in ("images", "weights") if not any(change.startswith(what) for change in changes)}
-        grave = [change for change in changes if change.partition(":")[0] not in free and not harmless(change, same)]
+        keys = [(change, change.partition(":")[0]) for change in changes]
+        grave = [change for change, key in keys if key in bound or (key not in free and not harmless(change, same))]
         if grave and not self.allow_recipe_change:
             listed = "\n  ".join(grave)
             raise RecipeError(

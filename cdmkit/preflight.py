@@ -28,6 +28,8 @@ class Looked:
         for card in (self.train, self.val):
             for skip in card.skips if card else ():
                 emit(skip.event())
+            for note in card.notes if card else ():
+                emit(Warned(message=note))
         if 0 < self.train.classes < recipe.data.classes:
             emit(
                 Warned(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -21,7 +21,7 @@ from cdmkit.data.resize import Resize
 from cdmkit.data.writer import Sample, write_shards
 from cdmkit.errors import CheckpointError, SetupError, Stopped
 from cdmkit.events import Emit, SamplesWritten, SamplingProgress
-from cdmkit.kinds import Session, Source
+from cdmkit.kinds import Session, Skip, Source
 from cdmkit.training import StopRequest, fit, latest, read_weights
 
 SHOWN = 64
@@ -69,7 +69,7 @@ class Job:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):  # before the work, not after it
                 raise PermissionError("it cannot be written to")
-            write_shards(self._samples(renderer, shown), folder, prefix=last)
+            write_shards(self._samples(renderer, shown, emit), folder, prefix=last)
             for stage, images in shown.items():
                 path = folder / f"{stage}.png"
                 write_grid(path, torch.cat(images), columns=self._columns())
@@ -78,9 +78,9 @@ class Job:
             raise SetupError(f"samples cannot be written into {folder}: {error}. Make room there, or choose another folder.") from error
         return folder / f"{last}.png"
 
-    def _samples(self, renderer: Renderer, shown: Mapping[str, list[Tensor]]) -> Iterator[Sample]:
+    def _samples(self, renderer: Renderer, shown: Mapping[str, list[Tensor]], emit: Emit) -> Iterator[Sample]:
         """The last stage's images one by one; the first of every stage's are kept in `shown`."""
-        for indices, labels, low_res in self._told():
+        for indices, labels, low_res in self._told(emit):
             with out_of_memory(_too_much(len(indices), self.lineage[-1], "Lower sample.batch (--batch of `cdmkit sample`).")):
                 made = {name: to_uint8(images) for name, images in renderer(indices, labels, low_res).items()}
             for name, images in made.items():
@@ -93,7 +93,7 @@ class Job:
                 }
                 yield Sample(image, label if self.labels else None, info)
 
-    def _told(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def _told(self, emit: Emit) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Numbers, labels and real images of each batch."""
         starts = (torch.arange(start, min(start + self.batch, self.count)) for start in range(0, self.count, self.batch))
         if self.reals is None:
@@ -103,6 +103,8 @@ class Job:
         with self.reals.source.open(self.batch, 0, 1, self.seed, 0) as batches:
             for indices, (images, found, _) in zip(starts, batches, strict=False):
                 yield indices, found[: len(indices)], self.reals.shrunk(images[: len(indices)])
+            for skip in batches.skips():
+                emit(skip.event())
 
     def _columns(self) -> int | None:
         """A column for each label where that makes a good grid."""
@@ -204,12 +206,14 @@ def preview(
     path: Path,
     tick: Tick,
     labeled: bool = True,
+    skipped: Callable[[Skip], None] = lambda _skip: None,
     columns: int = 8,
 ) -> int:
     """Write a grid of a stage's samples while it trains; returns how many it shows. Raises OSError where it cannot be written,
     and SetupError where the device lacks memory.
 
-    `tick` is told of each network call; what it raises ends the preview. labeled: whether the data has classes.
+    `tick` is told of each network call; what it raises ends the preview. labeled: whether the data has classes. `skipped` is told of images
+    that cannot be used.
 
     A base stage: `columns` rows of images from noise, with the labels of training images. A super-resolution stage: three rows, the first
     training images at low resolution, what `network` makes of them, and as they really are.
@@ -218,6 +222,8 @@ def preview(
     enlarges = stage.enlarges(parent)
     with source.open(columns if enlarges else columns**2, 0, 1, seed, 0) as batches:
         images, labels, positions = next(batches)
+        for skip in batches.skips():
+            skipped(skip)
     pixels = to_float(images)
     alone = stage.on_real_images()
     if alone.guidance is not None and alone.guidance.guide:

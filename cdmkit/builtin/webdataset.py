@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdmkit.component import Component, component, option
+from cdmkit.component import Binds, Component, component, option
 from cdmkit.data.decode import MAX_PIXELS
 from cdmkit.data.loader import Loader
 from cdmkit.data.order import BlockOrder, Order
@@ -28,13 +28,19 @@ class WebDataset(Source):
     )
     split: str = option("", help='the part of a list to read, such as "train", where the list has several')
     workers: int = option(2, help="threads that decode images; 0: the training thread does", ge=0)
-    mix: int = option(0, help="shards that are shuffled into each other at a time, for slow disks and servers; 0: all", ge=0)
+    mix: int = option(
+        0, binds=Binds.TRAINING, help="shards that are shuffled into each other at a time, for slow disks and servers; 0: all", ge=0
+    )
     damaged: Damaged = option(Damaged.RAISE, help="what becomes of samples that cannot be used")
     max_skipped: float = option(
         0.001, help='with damaged = "skip": the share of samples beyond which that is an error all the same', ge=0, le=1
     )
     max_pixels: int = option(MAX_PIXELS, help="larger pictures are refused before they are decoded", ge=1)
     cache: float = option(0.0, help="gigabytes of shards fetched from URLs that are kept on this machine; 0: all", ge=0)
+
+    def __attrs_post_init__(self) -> None:
+        if self.cache and not self.mix:
+            raise ValueError("cache needs mix: a full shuffle reads from all shards at any time, so none can be let go of")
 
     def card(self) -> DataCard:
         """Index the shards and decode the first picture."""
@@ -46,6 +52,7 @@ class WebDataset(Source):
             fingerprint=shards.fingerprint(),
             crop=shards.crop,
             largest=shards.largest if shards.classes else "",
+            notes=tuple(shards.notes),
             skips=tuple(shards.skips.take()),
         )
 
@@ -53,9 +60,7 @@ class WebDataset(Source):
         """Batches from a pool of `workers` threads."""
         shards = self._opened()
         order = BlockOrder(shards.lengths, seed, self.mix, shards.expect) if self.mix else Order(len(shards), seed)
-        return Loader(
-            shards.read, order, batch=batch, rank=rank, world=world, position=position, workers=self.workers, skips=shards.skips.take
-        )
+        return Loader(shards.read, order, batch=batch, rank=rank, world=world, position=position, workers=self.workers, skips=shards.skips)
 
     def _opened(self) -> Shards:
         return open_shards(self.shards, self.split, Tolerance(self.damaged, self.max_skipped), self.max_pixels, int(self.cache * 1e9))

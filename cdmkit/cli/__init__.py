@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -75,7 +77,16 @@ class Commands(click.Group):
                 traceback.print_exception(error)
             message, code = _told(error)
             click.echo(message, err=True)
+            _leave_if_held(code)
             raise click.exceptions.Exit(code) from error
+
+
+def _leave_if_held(code: int) -> None:
+    """End the process now where threads still wait for a silent server: Python would wait for them, and all that matters is written."""
+    if any(thread.name.startswith("cdmkit-data") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _told(error: BaseException) -> tuple[str, int]:

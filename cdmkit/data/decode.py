@@ -8,7 +8,10 @@ counts. Errors are DataErrors that say what is wrong with the picture; the calle
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,42 +24,61 @@ from cdmkit.errors import DataError
 MAX_PIXELS = 1 << 26
 """64 Mpx: larger pictures are refused."""
 
+_ALIKE = "but the first one is {} x {}: store all pictures square and of one size"
+
+_SCAN, _MOST_SCANS, _HARD_WORK = b"\xff\xda", 200, 1 << 34
+"""A JPEG of many scans costs as many images, so they are counted where that could take seconds. Encoders make a dozen."""
+
+_STRAY = re.compile(r"extraneous bytes before marker 0x(e.|fe|db|c[012])")
+"""Before a segment that stands ahead of the scans. Within them the same words tell of damage."""
+
 _SMALL = 128
 """Above this many pixels a side a call costs nothing, and a stack of images much memory."""
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is refused by us, at a limit of our own
 
 _FORMATS = ["JPEG", "PNG", "WEBP", "BMP"]
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """The pixels of a JPEG, PNG, WebP or BMP file: uint8 [H, W, 3]."""
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    """The pixels of a JPEG, PNG, WebP or BMP file: uint8 [H, W, 3]. size: width and height that it must have."""
     if not data:
         raise DataError("the image is empty (0 bytes)")
+    allowed = _Allowed(max_pixels, size)
     pixels = None
     if data.startswith(b"\xff\xd8\xff"):
-        pixels = _decode_jpeg(data, max_pixels)
+        pixels = _decode_jpeg(data, allowed)
     elif data.startswith(png.SIGNATURE):
-        pixels = _decode_png(data, max_pixels)
-    return _decode_other(data, max_pixels) if pixels is None else pixels
+        pixels = _decode_png(data, allowed)
+    return _decode_other(data, allowed) if pixels is None else pixels
 
 
-def decode_all(files: Sequence[bytes], resolution: int, max_pixels: int = MAX_PIXELS) -> tuple[npt.NDArray[np.uint8], dict[int, DataError]]:
-    """The pixels of many files whose images are all of one size, uint8 [N, R, R, 3], and what is wrong with those that cannot be used, by
-    their place; the pixels of those are anything.
+class _Allowed(NamedTuple):
+    """What a header may tell."""
+
+    max_pixels: int
+    size: tuple[int, int] | None
+
+    def check(self, width: int, height: int) -> None:
+        """Raise DataError before anything is decoded."""
+        if width * height > self.max_pixels:
+            raise DataError(f"too large: {width} x {height} pixels, more than {self.max_pixels:,}")
+        if self.size not in (None, (width, height)):
+            raise DataError(f"wrong size: the image is {width} x {height}, {_ALIKE.format(*(self.size or ()))}")
+
+
+def decode_all(files: Sequence[bytes], pixels: npt.NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> dict[int, DataError]:
+    """Fill in the pixels, uint8 [N, R, R, 3], of files whose images are all of that size. What is wrong with those that cannot be used is
+    returned by their place; their pixels are anything.
     """
-    pixels = np.empty((len(files), resolution, resolution, 3), np.uint8)
     faults: dict[int, DataError] = {}
-    rest = _decode_small(files, pixels)
-    for row in rest:
+    size = (pixels.shape[2], pixels.shape[1])
+    for row in _decode_small(files, pixels):
         try:
-            image = decode(files[row], max_pixels)
-            if image.shape != pixels.shape[1:]:
-                height, width, _ = image.shape
-                wanted = f"but the first one is {resolution} x {resolution}: store all pictures square and of one size"
-                raise DataError(f"wrong size: the image is {width} x {height}, {wanted}")
-            pixels[row] = image
+            pixels[row] = decode(files[row], max_pixels, size)
         except DataError as error:
             faults[row] = error
-    return pixels, faults
+    return faults
 
 
 def _decode_small(files: Sequence[bytes], pixels: npt.NDArray[np.uint8]) -> list[int]:
@@ -74,28 +96,32 @@ def _decode_small(files: Sequence[bytes], pixels: npt.NDArray[np.uint8]) -> list
     return [row for row in range(len(files)) if row not in lines]
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+def _decode_jpeg(data: bytes, allowed: _Allowed) -> npt.NDArray[np.uint8] | None:
     """Grey and colour JPEG, bit-equal to Pillow's but several times faster, and strict where Pillow fills damaged scans with garbage.
 
-    None for the other colour spaces (CMYK), which libjpeg does not turn into RGB.
+    None for CMYK, which libjpeg does not turn into RGB: of that only the scans are judged here. And for stray bytes between segments, which
+    spoil nothing.
     """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        _check_size(width, height, max_pixels)
-        if space in ("CMYK", "YCCK"):
-            return None
-        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
+        allowed.check(width, height)
+        if width * height * len(data) > _HARD_WORK and data.count(_SCAN) > _MOST_SCANS:
+            raise DataError(f"too many scans: {data.count(_SCAN)}, each of which costs as much as a whole image")
+        cmyk = space in ("CMYK", "YCCK")
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="CMYK" if cmyk else "RGB")
     except ValueError as error:
+        if _STRAY.search(str(error)):  # Pillow passes over them
+            return None
         raise DataError(f"damaged or truncated JPEG: {error}") from None
-    return pixels
+    return None if cmyk else pixels
 
 
-def _decode_png(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
+def _decode_png(data: bytes, allowed: _Allowed) -> npt.NDArray[np.uint8] | None:
     """Plain RGB of 8 bits. None for every other sort and for whatever is odd, so that one place judges that."""
     size = png.plain_size(data)
     if size is None:
         return None
-    _check_size(*size, max_pixels)
+    allowed.check(*size)
     lines = png.scanlines(data, *size)
     try:
         return None if lines is None else png.unfiltered([lines], *size)[0].copy()  # to be written to, as all others
@@ -103,10 +129,10 @@ def _decode_png(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
         return None
 
 
-def _decode_other(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
+def _decode_other(data: bytes, allowed: _Allowed) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_size(*image.size, max_pixels)
+            allowed.check(*image.size)
             image.load()
             return _rgb(image)
     except UnidentifiedImageError:
@@ -119,11 +145,6 @@ def _decode_other(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
         raise DataError(f"damaged or truncated image: {error}") from None
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise DataError(f"too large: {width} x {height} pixels, more than {max_pixels:,}")
-
-
 def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     """RGB of any mode: 16-bit grey is scaled, transparency laid on white, palettes, grey and CMYK converted."""
     if image.mode.startswith("I"):  # Pillow's own conversion clips 16-bit grey to white
@@ -131,5 +152,6 @@ def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
         return np.repeat(grey[..., None], 3, axis=2)
     if image.has_transparency_data:
         layers = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers)
+        image = Image.new("RGB", layers.size, "white")
+        image.paste(layers, mask=layers.getchannel("A"))
     return np.array(image.convert("RGB"))

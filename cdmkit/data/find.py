@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import glob
@@ -44,12 +45,27 @@ class Located:
     """0 where it does not tell."""
 
 
+@contextlib.contextmanager
+def _found(pattern: str) -> Iterator[None]:
+    """Tell what names mean that no file system can hold, folders that cannot be listed, and braces beyond reason, as a DataError."""
+    try:
+        yield
+    except (OSError, ValueError, RecursionError) as error:
+        told = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"shards = {shown(pattern[:200])!r} cannot be looked for: {told or error}") from None
+
+
 def locate(pattern: str, split: str = "") -> Located:
     """The shards that `pattern` means: local files as `find_shards` gives them, URLs with braces, or those of a list: a path or URL of
     `dataset.json`, `_info.json`, `sizes.json` or of wids, and one of its splits.
 
     Raises DataError as `find_shards` does, and where a list is none or has no such split.
     """
+    with _found(pattern):
+        return _located(pattern, split)
+
+
+def _located(pattern: str, split: str) -> Located:
     if is_remote(pattern):
         return _remote(pattern, split)
     if pattern.endswith(".json"):
@@ -142,6 +158,11 @@ def find_shards(pattern: str) -> list[Path]:
         raise DataError(
             f"shards = {shown(pattern)!r}: only files, http(s)://, s3:// and gs:// are read, and no shell command is ever run; {_MEND}"
         )
+    with _found(pattern):
+        return _matched(pattern)
+
+
+def _matched(pattern: str) -> list[Path]:
     names = list(islice(expand_braces(os.path.expanduser(pattern)), _MOST_NAMES + 1))
     if len(names) > _MOST_NAMES:
         raise DataError(f"shards = {pattern!r} stands for more than {_MOST_NAMES} files: name fewer")

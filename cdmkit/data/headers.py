@@ -27,6 +27,20 @@ class Member(NamedTuple):
     size: int
 
 
+class NoEnd(DataError):
+    """An archive whose members are whole, but which nothing ends: not closed by its writer, or cut at the right place."""
+
+
+class _Long(NamedTuple):
+    """What an extended header tells of the member behind it, where that does not fit a plain one."""
+
+    name: str = ""
+    size: int | None = None
+
+
+_PLAIN = _Long()
+
+
 class Window:
     """Positioned reads of a file through one block of it, since headers of small members lie close together. Far jumps read no more than
     they need.
@@ -49,11 +63,12 @@ class Window:
 def members(file: Window, path: Path, begin: int, end: int) -> Iterator[Member]:
     """The regular files of an archive that lies in a file from byte `begin` up to `end`, in order.
 
-    `path` is named in errors. Raises DataError, naming the byte, where the archive is damaged, cut short or none.
+    `path` is named in errors. Raises DataError, naming the byte, where the archive is damaged, cut short or none, and NoEnd where all
+    members are whole but no mark tells that there are no more.
     """
     if begin == end:
         raise DataError(f"{path}: the file is empty (0 bytes): copy or make it again")
-    offset, long_name = begin, ""
+    offset, long = begin, _PLAIN
     while offset < end:
         header = file.read(min(_BLOCK, end - offset), offset)
         if not header[0] and not header.strip(b"\0"):
@@ -61,6 +76,8 @@ def members(file: Window, path: Path, begin: int, end: int) -> Iterator[Member]:
             return
         name, kind, size = _parsed(header, offset, path)
         start = offset + _BLOCK
+        if long.size is not None and kind == _FILE:
+            size = long.size
         if start + size > end:
             raise DataError(
                 f"{path}: truncated: the member {name!r} at byte {offset} needs {size} bytes, "
@@ -68,17 +85,20 @@ def members(file: Window, path: Path, begin: int, end: int) -> Iterator[Member]:
             )
         offset = start + -(-size // _BLOCK) * _BLOCK
         if kind == _FILE:
-            yield Member(long_name or name, start, size)
-            long_name = ""
-        elif kind in b"LKxg":
-            if size > _LONGEST_HEADER:
-                raise DataError(f"{path}: damaged: {size} bytes of extended header at byte {start - _BLOCK}")
-            if kind == ord("L"):
-                long_name = _text(file.read(size, start))
-            elif kind == ord("x"):
-                long_name = _pax_path(file.read(size, start), start, path)
-        else:
-            long_name = ""
+            yield Member(long.name or name, start, size)
+        long = _extended(file, kind, start, size, long, path) if kind in b"LKxg" else _PLAIN
+    if offset > end:
+        raise DataError(f"{path}: truncated: the last member lacks its padding, for the file ends at byte {end}: copy or make it again")
+    raise NoEnd(f"{path}: no end mark: it may have been cut between two members, at byte {end}; nothing tells how many there should be")
+
+
+def _extended(file: Window, kind: int, start: int, size: int, long: _Long, path: Path) -> _Long:
+    """What an extended header of GNU (L, K) or PAX (x, g) tells of the next member, beside what is known."""
+    if size > _LONGEST_HEADER:
+        raise DataError(f"{path}: damaged: {size} bytes of extended header at byte {start - _BLOCK}")
+    if kind == ord("L"):
+        return _Long(_text(file.read(size, start)), long.size)
+    return _pax(file.read(size, start), start, path) if kind == ord("x") else long
 
 
 def _parsed(header: bytes, offset: int, path: Path) -> tuple[str, int, int]:
@@ -117,9 +137,9 @@ def _text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
-def _pax_path(payload: bytes, offset: int, path: Path) -> str:
-    """`path` of a PAX extended header, "" where it has none. Its records are "<length> <key>=<value>" and a line end."""
-    found, at, end = "", 0, len(payload.rstrip(b"\0"))
+def _pax(payload: bytes, offset: int, path: Path) -> _Long:
+    """`path` and `size` of a PAX extended header. Its records are "<length> <key>=<value>" and a line end."""
+    name, size, at, end = "", None, 0, len(payload.rstrip(b"\0"))
     try:
         while at < end:
             blank = payload.index(b" ", at)
@@ -128,11 +148,15 @@ def _pax_path(payload: bytes, offset: int, path: Path) -> str:
                 raise ValueError
             key, _, value = payload[blank + 1 : after].partition(b"=")
             if key == b"path":
-                found = value[:-1].decode("utf-8", "surrogateescape")
+                name = value[:-1].decode("utf-8", "surrogateescape")
+            elif key == b"size":
+                size = int(value)
+                if size < 0:
+                    raise ValueError
             at = after
     except ValueError:
         raise DataError(f"{path}: damaged: unreadable extended header at byte {offset}") from None
-    return found
+    return _Long(name, size)
 
 
 def _not_a_header(header: bytes, offset: int, path: Path) -> str:

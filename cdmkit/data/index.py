@@ -1,6 +1,7 @@
 """Indices of shards kept on disk: `<shard>.idx.npz` beside a shard that cdmkit prepared, or in the user's cache.
 
-An index belongs to a shard as long as the shard has the same size, first and last 64 KiB. It holds arrays and JSON, nothing that could run.
+An index is believed as long as its shard has the same size, first and last 64 KiB, and has not been changed since: one beside a shard must
+not be older than it, one in the cache must know the time of its last change. It holds arrays and JSON, nothing that could run.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy.typing as npt
 
 from cdmkit.data.cache import cache_folder
 from cdmkit.data.keys import Keys
-from cdmkit.data.tar import TarIndex, index_tar
+from cdmkit.data.tar import TarIndex, index_tar, open_regular
+from cdmkit.errors import SetupError
 from cdmkit.files import written
 from cdmkit.kinds import Skip
 
@@ -33,19 +35,27 @@ _WORTH_KEEPING = 10_000
 def index_of(path: Path) -> TarIndex:
     """The index of a shard: the one beside it, or in the cache, where it fits; else made, and kept in the cache where that is worth it.
 
-    Raises OSError where the shard cannot be read.
+    Raises OSError where the shard cannot be read, and DataError where it is no regular file.
     """
-    cached = cache_folder().with_name("indices") / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.npz"
-    edges = edges_of(path)
-    for kept in (beside(path), cached):
-        with suppress(Exception):  # a file that is none of ours may break in any way: the shard itself is what counts
-            return _read(kept, path, edges)
+    edges, status = edges_of(path), path.stat()
+    with suppress(Exception):  # a file that is none of ours may break in any way: the shard itself is what counts
+        if beside(path).stat().st_mtime_ns >= status.st_mtime_ns:
+            return _read(beside(path), path, edges)
+    with suppress(Exception):
+        return _read(_cached(path, status), path, edges)
     index = index_tar(path)
     if len(index.keys) >= _WORTH_KEEPING:
-        with suppress(OSError):  # a cache that is full or read-only costs time, no more
+        with suppress(OSError, SetupError):  # a cache that is full, read-only or nowhere costs time, no more
+            cached = _cached(path, status)
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_index(index, cached)
     return index
+
+
+def _cached(path: Path, status: os.stat_result) -> Path:
+    """Where the cache keeps the index of a file as it stands now."""
+    known = (os.fsencode(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return cache_folder().with_name("indices") / f"{hashlib.sha256(repr(known).encode()).hexdigest()}.npz"
 
 
 def beside(path: Path) -> Path:
@@ -54,8 +64,8 @@ def beside(path: Path) -> Path:
 
 
 def edges_of(path: Path) -> str:
-    """A digest of a file's size and of its first and last 64 KiB."""
-    with path.open("rb", buffering=0) as file:
+    """A digest of a file's size and of its first and last 64 KiB. Raises DataError where it is no regular file."""
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         ends = os.pread(file.fileno(), EDGE, 0) + os.pread(file.fileno(), EDGE, max(0, size - EDGE))
     return hashlib.sha256(size.to_bytes(8, "little") + ends).hexdigest()
@@ -76,7 +86,13 @@ def write_index(index: TarIndex, to: Path) -> None:
 
 
 def _written(index: TarIndex) -> bytes:
-    facts = {"edges": edges_of(index.path), "skips": [[skip.key, skip.cause, skip.message] for skip in index.skips]}
+    here = str(index.path)
+    facts = {
+        "edges": edges_of(index.path),
+        "skips": [[skip.key, skip.cause, skip.message.removeprefix(here)] for skip in index.skips],
+        "unread": index.unread,
+        "note": index.note.removeprefix(here),
+    }
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -103,10 +119,12 @@ def _read(kept: Path, path: Path, edges: str) -> TarIndex:
         offsets, sizes, labels = (arrays[name].astype(np.int64, casting="safe") for name in ("offsets", "sizes", "labels"))
     if not offsets.shape == sizes.shape == labels.shape == (len(keys),):
         raise ValueError("lengths differ")
-    if len(keys) and not (offsets.min() >= 0 <= sizes.min() and (offsets + sizes).max() <= size):
+    if len(keys) and not (offsets.min() >= 0 <= sizes.min() and sizes.max() <= size and (offsets <= size - sizes).all()):
         raise ValueError("leads out of the shard")
-    skips = tuple(Skip(str(path), str(key), str(cause), str(message)) for key, cause, message in facts["skips"])
-    return TarIndex(path, keys, offsets, sizes, labels, skips)
+    here = str(path)
+    skips = tuple(Skip(here, str(key), str(cause), here + str(message)) for key, cause, message in facts["skips"])
+    note = here + str(facts["note"]) if facts["note"] else ""
+    return TarIndex(path, keys, offsets, sizes, labels, skips, int(facts["unread"]), note)
 
 
 def _bytes(data: bytes) -> npt.NDArray[np.uint8]:

@@ -88,7 +88,7 @@ def _timm(told: Mapping[str, Any]) -> Iterator[tuple[str, Listed]]:
 
 def _plain_name(name: Any) -> str:
     """A shard's name, which must not lead out of the folder that the list is in; a URL may be anywhere."""
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or "\0" in name or not name.isprintable():
         raise ValueError(f"{name!r} is no file name")
     if "://" not in name and (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts):
         raise ValueError(f"{name!r} leads out of the folder")
@@ -96,7 +96,7 @@ def _plain_name(name: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 40:
         raise ValueError(f"{value!r} is no count")
     return value
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from cdmkit.data.skips import Skips
 from cdmkit.kinds import Batch, Batches, Skip
 
 Read = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -23,6 +24,13 @@ T = TypeVar("T")
 
 _PART = 64
 """Images per task of a thread: small, so that one batch keeps all threads busy and closing never waits long."""
+
+
+_PATIENCE = 5.0
+"""Seconds that closing waits for reads that are under way."""
+
+THREADS = "cdmkit-data"
+"""How the names of reading threads begin."""
 
 
 class Loader(Batches):
@@ -46,11 +54,11 @@ class Loader(Batches):
         world: int = 1,
         position: int = 0,
         workers: int = 2,
-        skips: Callable[[], list[Skip]] = list,
+        skips: Skips | None = None,
     ) -> None:
         self._read = read
         self._order = order
-        self._skips = skips
+        self._left_out = skips
         self._steps = torch.arange(batch) * world + rank
         self._stride = batch * world
         self._position = position
@@ -60,8 +68,7 @@ class Loader(Batches):
         self._coming: deque[tuple[Tensor, list[Future[tuple[Tensor, Tensor]]]]] = deque()
 
     def __next__(self) -> Batch:
-        while len(self._coming) < self._ahead:
-            self._request()
+        self._fill()
         positions, parts = self._coming[0]
         images, labels = zip(*(part.result() for part in parts), strict=True)
         self._coming.popleft()
@@ -69,13 +76,30 @@ class Loader(Batches):
             self._request()
         return Batch(torch.cat(images), torch.cat(labels), positions)
 
+    def ready(self, seconds: float) -> bool:
+        """Wait for the next batch, no longer than this; whether it is there."""
+        self._fill()
+        return not wait(self._coming[0][1], seconds).not_done
+
+    @property
+    def skipped(self) -> int:
+        """How many samples are left out."""
+        return self._left_out.samples if self._left_out else 0
+
     def skips(self) -> list[Skip]:
         """What was left out since this was last called."""
-        return self._skips()
+        return self._left_out.take() if self._left_out else []
 
     def close(self) -> None:
-        """End the threads, without waiting for batches that they have not begun."""
-        self._pool.shutdown(cancel_futures=True)
+        """End the threads, without waiting for batches that they have not begun, nor long for a server that has fallen silent."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        under_way = [part for _, parts in self._coming for part in parts if not part.cancelled()]
+        if not wait(under_way, _PATIENCE).not_done:
+            self._pool.shutdown()
+
+    def _fill(self) -> None:
+        while len(self._coming) < self._ahead:
+            self._request()
 
     def _request(self) -> None:
         """Have the threads read one batch more."""
@@ -87,7 +111,7 @@ class Loader(Batches):
 
 def _threads(workers: int) -> Executor:
     torch.get_num_threads()  # settles the caller's number before a reader sets its own
-    return ThreadPoolExecutor(workers, "cdmkit-data", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(workers, THREADS, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class _Here(Executor):

@@ -5,7 +5,6 @@ A function of (seed, position) alone, so the state of a stream is its position, 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +13,9 @@ import torch
 from torch import Tensor
 
 from cdmkit.draws import Stream
+
+Shards = npt.NDArray[np.int64]
+"""The numbers of some shards."""
 
 
 class Order:
@@ -49,8 +51,8 @@ class Order:
 class BlockOrder(Order):
     """Every epoch goes through the shards in a new order, a block of `mix` shards at a time, whose images are mixed with each other.
 
-    For shards that are slow at random places, or not all at hand. lengths: images in each shard. `coming` is told the shards of the block
-    that is begun and of the one after it, each time a block is entered.
+    For shards that are slow at random places, or not all at hand. lengths: images in each shard. `coming` is told the shards of every block
+    that is entered, and of the one after it.
     """
 
     def __init__(self, lengths: Sequence[int], seed: int, mix: int, coming: Callable[[Sequence[int]], None] = lambda _shards: None) -> None:
@@ -61,29 +63,42 @@ class BlockOrder(Order):
         self._mix = mix
         self._coming = coming
         self._entered = (-1, -1)
+        self._cut: tuple[int, list[Shards], npt.NDArray[np.int64]] = (-1, [], self._starts)
 
     def __call__(self, positions: Tensor) -> Tensor:
-        """The images at `positions` (int64 [B], from 0): int64 [B]."""
+        """The images at `positions` (rising int64 [B], from 0): int64 [B]."""
         if len(positions):
-            self._enter(*divmod(int(positions[-1]), self._count))
+            self._enter(self._block_of(int(positions[0])), self._block_of(int(positions[-1])))
         return super().__call__(positions)
 
-    def _enter(self, epoch: int, place: int) -> None:
-        """Tell of the block that holds a place of an epoch, and of the next, unless that was told last."""
-        ends = np.cumsum([self._lengths[block].sum() for block in self._blocks(epoch)])
-        number = int(np.searchsorted(ends, place, side="right"))
-        if self._entered != (epoch, number):
-            self._entered = (epoch, number)
-            here, *following = self._blocks(epoch)[number:]
-            self._coming([*here.tolist(), *(following or self._blocks(epoch + 1))[0].tolist()])
+    def _enter(self, first: tuple[int, int], last: tuple[int, int]) -> None:
+        """Tell of the blocks from the first to the last, and of the one after them, unless that was told already."""
+        if last <= self._entered:
+            return
+        self._entered = last
+        told: list[int] = []
+        (epoch, number), ahead = first, 1
+        while ahead >= 0:
+            blocks, _ = self._blocks(epoch)
+            told += blocks[number].tolist()
+            ahead -= (epoch, number) >= last
+            epoch, number = (epoch, number + 1) if number + 1 < len(blocks) else (epoch + 1, 0)
+        self._coming(list(dict.fromkeys(told)))
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019  (an order lives as long as its stream of batches)
-    def _blocks(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """The shards of each block of an epoch."""
-        shards = self._stream.permutation(len(self._lengths), epoch)
-        return [shards[start : start + self._mix] for start in range(0, len(shards), self._mix)]
+    def _block_of(self, position: int) -> tuple[int, int]:
+        """Epoch and number of the block that holds a position."""
+        epoch, place = divmod(position, self._count)
+        return epoch, int(np.searchsorted(self._blocks(epoch)[1], place, side="right"))
+
+    def _blocks(self, epoch: int) -> tuple[list[Shards], npt.NDArray[np.int64]]:
+        """The shards of each block of an epoch, and where each block ends. Keeps the last that it made."""
+        if epoch != self._cut[0]:
+            shards = self._stream.permutation(len(self._lengths), epoch)
+            blocks = [shards[start : start + self._mix] for start in range(0, len(shards), self._mix)]
+            self._cut = (epoch, blocks, np.cumsum([self._lengths[block].sum() for block in blocks]))
+        return self._cut[1:]
 
     def _made(self, epoch: int) -> npt.NDArray[np.int64]:
         generator = self._within.generator(epoch)
-        images = ([np.arange(self._lengths[s]) + self._starts[s] for s in block] for block in self._blocks(epoch))
+        images = ([np.arange(self._lengths[s]) + self._starts[s] for s in block] for block in self._blocks(epoch)[0])
         return np.concatenate([generator.permutation(np.concatenate(block)) for block in images])

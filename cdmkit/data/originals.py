@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import heapq
 import itertools
@@ -12,7 +13,7 @@ import stat
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar, cast
 
@@ -24,8 +25,20 @@ from cdmkit.nearest import did_you_mean
 _LARGEST_IMAGE = 1 << 30
 _LARGEST_MEMBER = 1 << 26
 _OPEN_FILES = 64
+_STATED_FILES = 4096
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 _UNFIT = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_MAGIC = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM.{13}\0", re.DOTALL)
+_HEAD = 16
+_USUAL = re.compile(r"\.[a-z]{1,6}[0-9]?")
+"""Extensions that name a format, not a number or a hash: there are not many of them."""
+
+SPLITS: Mapping[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Words that tell a split, in lower case, and what the splits are called."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,6 +77,13 @@ class Piece(NamedTuple):
             raise DataError("its file has become shorter since it was listed: do not change data in use")
         return data
 
+    def version(self) -> tuple[int, ...]:
+        """What differs where the bytes do, told without reading them: size and time of change of a file; of a part, where it lies in
+        the file too. Of a file with parts, that is looked up once in a process. Raises DataError where there is no such file.
+        """
+        path = os.path.join(self.folder, self.file)
+        return _stated(path) if self.size < 0 else (self.offset, self.size, *stated(path))
+
 
 class _Opened:
     """A file open for reading at any position, closed with the last reference to it."""
@@ -77,6 +97,27 @@ class _Opened:
 
 
 _opened = kept(_OPEN_FILES)(_Opened)
+
+
+def _stated(path: str) -> tuple[int, int]:
+    """Size and time of change, in ns, of a file. Raises DataError where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+stated = kept(_STATED_FILES)(_stated)
+"""The same, looked up once in a process: for files that hold many images."""
+
+
+def bytes_of(path: Path) -> bytes:
+    """A file with labels or the like. Raises DataError, naming it, where it cannot be read or has more than 1 GiB."""
+    try:
+        return Piece(str(path.parent), path.name).read()
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def _whole(path: str) -> bytes:
@@ -119,7 +160,7 @@ def walk(root: Path, passed_over: Counter[str]) -> list[str]:
                     heapq.heappush(links, f"{name}/")
                 else:
                     folders.append(f"{name}/")
-            elif reason := _is_regular(entry) or why_no_image(entry.name):
+            elif reason := why_left_out(entry):
                 passed_over[reason] += 1
             else:
                 found.append(name)
@@ -148,11 +189,23 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_regular(entry: os.DirEntry[str]) -> str:
+def why_left_out(entry: os.DirEntry[str]) -> str:
+    """Why what is in a folder, and is none itself, is passed over; "" for an image. Of a name without an extension the content tells."""
     try:
-        return "" if entry.is_file() else "not a regular file"
+        if not entry.is_file():
+            return "not a regular file"
     except OSError:
         return "not a regular file"
+    return why_no_image(entry.name, lambda: _head(entry.path))
+
+
+def _head(path: str) -> bytes | None:
+    """How a file begins; None where it cannot be read."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as file:
+            return file.read(_HEAD)
+    except OSError:
+        return None
 
 
 def is_hidden(name: str) -> bool:
@@ -160,12 +213,33 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "__")) or name.lower() in _SYSTEM_FILES
 
 
-def why_no_image(name: str) -> str:
-    """Why a file of this name is passed over, "" for an image. What has no extension may be one: its bytes will tell."""
+def why_no_image(name: str, head: Callable[[], bytes | None]) -> str:
+    """Why a file is passed over, "" for an image. `head` gives its first 16 bytes or more, by which a name without an extension is judged;
+    where they cannot be read, the file is taken, for whoever reads it will tell why.
+    """
     if is_hidden(name):
         return "hidden file"
-    extension = posixpath.splitext(name)[1][1:].lower()
-    return "" if not extension or extension in IMAGE_EXTENSIONS else "no image by its name"
+    extension = posixpath.splitext(name)[1].lower()
+    if extension in ("", "."):
+        begin = head()
+        return "" if begin is None or _MAGIC.match(begin) else "no image by its content"
+    if extension[1:] in IMAGE_EXTENSIONS:
+        return ""
+    return "no image by its name" + (f" ({extension})" if _USUAL.fullmatch(extension) else "")
+
+
+def splits_in(name: str) -> set[str]:
+    """The splits that words of a name tell: of `imagenet-val-000` that is val."""
+    return {SPLITS[word] for word in _words(name) if word in SPLITS}
+
+
+def is_like_a_split(name: str) -> bool:
+    """Whether a word of a name is one that tells a split, or is much like one: `val_images`, `train2017`, `vaild`, `testset`."""
+    return any(difflib.get_close_matches(word.removesuffix("set"), SPLITS, n=1, cutoff=0.75) for word in _words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall("[a-z]+", name.lower())
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -176,11 +250,26 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def shown(name: str) -> str:
+def shown(name: str | bytes) -> str:
     r"""A file's name as a line of UTF-8 text can hold it: undecodable bytes as `\xff`, control characters as `\u000a`, and a backslash
     doubled, so that different names stay different.
+
+    A str is what the file system gives: its bytes count, which are equal in every locale. Names from elsewhere are given as bytes.
     """
-    return _UNFIT.sub(_escaped, name)
+    raw = name if isinstance(name, bytes) else _raw(name)
+    return _UNFIT.sub(_escaped, raw.decode("utf-8", "surrogateescape"))
+
+
+def _raw(name: str) -> bytes:
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:  # no file of this system is called that
+        return name.encode("utf-8", "surrogatepass")
+
+
+def utf8(text: str) -> bytes:
+    """The bytes of a name that was read as UTF-8, undecodable ones as they were: from an archive or a list."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _escaped(match: re.Match[str]) -> str:

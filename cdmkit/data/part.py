@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+import weakref
 from pathlib import Path
 
 from cdmkit.data.cache import Cache
 from cdmkit.data.find import Located, Shard
-from cdmkit.data.index import index_of
+from cdmkit.data.index import EDGE, index_of
 from cdmkit.data.remote import is_remote, shown
 from cdmkit.data.tar import TarIndex
-from cdmkit.errors import DataError
+from cdmkit.errors import DataError, SetupError
 from cdmkit.kinds import Skip
+
+_PAUSE = 60.0
+"""Seconds for which a shard that did not come is not asked for again: others who wait for it are told at once."""
+
+_kept_open = threading.Semaphore(256)
+"""How many files of shards this process keeps open."""
 
 
 class Part:
@@ -24,6 +32,8 @@ class Part:
         self._cache = cache
         self._index: TarIndex | None = None
         self._path: Path | None = None
+        self._descriptor: int | None = None
+        self._failure: tuple[float, DataError | SetupError] | None = None
         self._lock = threading.Lock()
         self.where = shown(shard.where)
         """Path or URL, for people."""
@@ -33,7 +43,7 @@ class Part:
 
     @property
     def length(self) -> int:
-        """Samples; of a shard not yet fetched, those that a list tells."""
+        """Samples; of a remote shard, those that a list tells."""
         listed = self._shard.listed.samples
         return listed if self.remote and listed is not None else len(self.index().keys)
 
@@ -48,10 +58,22 @@ class Part:
         return () if self._index is None else self._index.skips
 
     @property
-    def lost(self) -> int:
-        """How many samples that costs: told by a list, else counted, a damaged end of a shard as one."""
-        listed = self._shard.listed.samples
-        return len(self.skips) if listed is None or not self.skips else max(len(self.skips), listed - self.length)
+    def note(self) -> str:
+        """What is odd about it, though all that is there can be used: an end that nothing tells. Empty where a list tells its samples."""
+        return self._index.note if self._index is not None and self._shard.listed.samples is None else ""
+
+    def lost(self, mean: float) -> int:
+        """How many samples are unusable: told by a list; else those with a key, and as many as would fit behind the place of damage.
+
+        mean: bytes of a sample, its headers included.
+        """
+        if not self.skips:
+            return 0
+        listed, index = self._shard.listed.samples, self.index()
+        if listed is not None:
+            return max(len(index.skips), listed - len(index.keys))
+        keyed = sum(1 for skip in index.skips if skip.key)
+        return keyed + (0 if keyed == len(index.skips) else max(1, round(index.unread / mean)))
 
     @property
     def identity(self) -> str:
@@ -61,15 +83,64 @@ class Part:
         return listed.sha256 or (f"{self.where.rpartition('/')[2]}:{listed.samples}" if named else "")
 
     def index(self) -> TarIndex:
-        """Its index, when it is fetched and read. Raises DataError where that cannot be, or it is not what a list tells."""
+        """Its index, when it is fetched and read. Raises DataError where that cannot be or it is not what a list tells, and SetupError
+        where there is no place for it.
+        """
         if self._index is None:
             with self._lock:
+                if self._failure is not None and time.monotonic() - self._failure[0] < _PAUSE:
+                    raise self._failure[1]
                 if self._index is None:
-                    self._index = self._made()
+                    try:
+                        self._index = self._made()
+                    except (DataError, SetupError) as error:
+                        self._failure = (time.monotonic(), error)
+                        raise
         return self._index
 
-    def open(self) -> int:
-        """A descriptor to read the shard by, which the caller closes; fetched anew where the cache let go of it. Raises OSError."""
+    def read(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset` on, without a seek position, so that threads and forked processes may share a descriptor.
+
+        Of local shards the first ones read stay open; the others are opened for each read, and so are remote ones, which else would take
+        room after the cache let go of them. Raises OSError, and DataError where it does not come.
+        """
+        kept = self._descriptor
+        if kept is not None:
+            return os.pread(kept, size, offset)
+        descriptor = self._open()
+        slots = _kept_open
+        if not self.remote and slots.acquire(blocking=False):
+            with self._lock:
+                if self._descriptor is None:
+                    self._descriptor = descriptor
+                    weakref.finalize(self, _close, descriptor, slots)
+                    return os.pread(descriptor, size, offset)
+            slots.release()
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+
+    def edges(self) -> bytes:
+        """Its first and last 64 KiB."""
+        descriptor = self._open()
+        try:
+            size = os.fstat(descriptor).st_size
+            return os.pread(descriptor, EDGE, 0) + os.pread(descriptor, EDGE, max(0, size - EDGE))
+        finally:
+            os.close(descriptor)
+
+    def path(self) -> Path:
+        """The local file, fetched where it is remote. Raises DataError where it does not come."""
+        path = self._path
+        if path is None:
+            listed = self._shard.listed
+            path = self._cache.fetch(self._shard.where, listed.bytes, listed.sha256) if self.remote else Path(self._shard.where)
+            self._path = path
+        return path
+
+    def _open(self) -> int:
+        """A descriptor, fetched anew where the cache let go of the file."""
         try:
             return os.open(self.path(), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -78,19 +149,13 @@ class Part:
             self._path = None
             return os.open(self.path(), os.O_RDONLY | os.O_CLOEXEC)
 
-    def path(self) -> Path:
-        """The local file, fetched where it is remote. Raises DataError where it does not come."""
-        if self._path is None:
-            listed = self._shard.listed
-            fetched = self._cache.fetch(self._shard.where, listed.bytes, listed.sha256) if self.remote else Path(self._shard.where)
-            self._path = fetched
-            return fetched
-        return self._path
-
     def _made(self) -> TarIndex:
-        path = self.path()
         try:
-            index = index_of(path)
+            try:
+                index = index_of(self.path())
+            except FileNotFoundError:
+                self._path = None  # of a remote shard that the cache let go of meanwhile
+                index = index_of(self.path())
         except OSError as error:
             raise DataError(f"{self.where} cannot be read: {error.strerror}") from error
         found, listed, labels = len(index.keys) + len(index.skips), self._shard.listed.samples, index.labels
@@ -102,6 +167,11 @@ class Part:
                 f"{self.where}: key {key!r} has the label {labels.max()}, but the list beside it names {self._listed_classes} classes"
             )
         return index
+
+
+def _close(descriptor: int, slots: threading.Semaphore) -> None:
+    os.close(descriptor)
+    slots.release()
 
 
 def parts_of(located: Located, cache: Cache) -> list[Part]:

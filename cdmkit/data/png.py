@@ -20,10 +20,11 @@ _PLAIN = bytes((8, 2, 0, 0, 0))
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a plain RGB image of 8 bits, None for any other sort of PNG."""
+    """Width and height of a plain RGB image of 8 bits, None for any other sort of PNG and for one without pixels."""
     if data[12:16] != b"IHDR" or data[24:29] != _PLAIN:
         return None
-    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    return (width, height) if width and height else None
 
 
 def scanlines(data: bytes, width: int, height: int) -> bytes | None:

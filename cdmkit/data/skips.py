@@ -11,7 +11,7 @@ import attrs
 from cdmkit.errors import DataError
 from cdmkit.kinds import Skip
 
-_MEND = 'Mend it, or have such samples left out: data.source.damaged = "skip"'
+_MEND = 'Mend it, or have such samples left out: damaged = "skip" of the source'
 
 
 class Damaged(Enum):
@@ -34,31 +34,35 @@ class Tolerance:
 class Skips:
     """The samples that are left out, counted. Safe to use from several threads.
 
-    `count`: all samples, good or bad. Under `Damaged.RAISE` the first one is an error.
+    `count`: all samples, good or bad, a guess where nothing tells how many a damaged shard had.
     """
 
     def __init__(self, tolerance: Tolerance, count: int) -> None:
         self._tolerance = tolerance
         self._count = count
-        self._samples = 0
         self._first = ""
         self._untold: list[Skip] = []
         self._lock = threading.Lock()
+        self.samples = 0
+        """How many are left out."""
+
+    def refuse(self, skips: Sequence[Skip]) -> None:
+        """Raise DataError where nothing may be left out, and there is something."""
+        if skips and self._tolerance.damaged is Damaged.RAISE:
+            raise DataError(f"{skips[0].message}{_others(skips[1:])}. {_MEND}")
 
     def add(self, skips: Sequence[Skip], samples: int) -> None:
-        """Leave out `samples` more, for the reasons in `skips`. Raises DataError where that is one too many."""
+        """Leave out `samples` more, for the reasons in `skips`. Raises DataError where those are too many."""
         if not skips:
             return
-        if self._tolerance.damaged is Damaged.RAISE:
-            raise DataError(f"{skips[0].message}{_others(skips[1:])}. {_MEND}")
         with self._lock:
-            self._samples += samples
+            self.samples += samples
             self._first = self._first or skips[0].message
             self._untold += skips
-            if self._samples > self._tolerance.most * self._count:
+            if self.samples > self._tolerance.most * self._count:
                 raise DataError(
-                    f"{self._samples} of {self._count} samples cannot be used, more than data.source.max_skipped = {self._tolerance.most}. "
-                    f"The first: {self._first}. `cdmkit data verify` lists them all: mend or remove them, or raise max_skipped"
+                    f"{self.samples} of {self._count} samples cannot be used, more than max_skipped = {self._tolerance.most} of the source "
+                    f"allows. The first: {self._first}. `cdmkit data verify` lists them: mend or remove them, or raise max_skipped"
                 )
 
     def take(self) -> list[Skip]:

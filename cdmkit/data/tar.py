@@ -12,14 +12,18 @@ links, devices, folders, names that are absolute or lead upwards, and names that
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
-from cdmkit.data.headers import Member, Window, members
+from cdmkit.data.headers import Member, NoEnd, Window, members
 from cdmkit.data.keys import Keys
 from cdmkit.errors import DataError
 from cdmkit.kinds import Skip
@@ -28,7 +32,7 @@ IMAGE_EXTENSIONS = frozenset({"bmp", "jpeg", "jpg", "png", "webp"})
 """Of members that hold an image, in lower case."""
 
 _LONGEST_LABEL = 32
-_LARGEST_IMAGE = 1 << 30
+_LARGEST_IMAGE = 1 << 28
 
 
 @attrs.frozen(eq=False)
@@ -44,19 +48,37 @@ class TarIndex:
     """[N], -1 where a sample has no `.cls`."""
     skips: tuple[Skip, ...] = ()
     """What in the shard cannot be used."""
+    unread: int = 0
+    """Bytes behind the place where it is damaged."""
+    note: str = ""
+    """What is odd about the shard, though all that is there can be used."""
 
 
 def index_tar(path: Path) -> TarIndex:
-    """Index a shard. What is damaged or incomplete in it is left out and told in `skips`. Raises OSError where it cannot be read."""
+    """Index a shard. What is damaged or incomplete in it is left out and told in `skips`. Raises OSError where it cannot be read, and
+    DataError where it is no regular file.
+    """
     samples = _Samples(path)
-    with path.open("rb", buffering=0) as file:
-        window = Window(file.fileno())
+    with open_regular(path) as file:
+        window, size = Window(file.fileno()), os.fstat(file.fileno()).st_size
         try:
-            for member in members(window, path, 0, os.fstat(file.fileno()).st_size):
+            for member in members(window, path, 0, size):
                 samples.add(member, window)
+        except NoEnd as error:
+            samples.note = str(error)
         except DataError as error:
             samples.skip("", "damaged shard", str(error))
+            samples.unread = size - samples.end
     return samples.index()
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[IO[bytes]]:
+    """A file that can be read at any place. Raises DataError where it is a pipe or a device, and OSError where it cannot be opened."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0) as file:  # a pipe must not block
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DataError(f"{path} is no regular file: a shard is read at any place")
+        yield file
 
 
 class _Samples:
@@ -68,6 +90,10 @@ class _Samples:
         self.labels: dict[str, int] = {}
         self.bad: dict[str, Skip] = {}
         """By key, "" for the shard: the first that is wrong with each."""
+        self.end = 0
+        """Where the last member ends."""
+        self.unread = 0
+        self.note = ""
 
     def skip(self, key: str, cause: str, message: str) -> None:
         self.bad.setdefault(key, Skip(str(self.path), key, cause, message))
@@ -76,6 +102,7 @@ class _Samples:
         """Take note of a member, if it is of a sample."""
         key, _, extension = member.name.rpartition(".")
         extension = extension.lower()
+        self.end = member.offset + member.size
         if extension == "cls" and _wanted(key):
             if key in self.labels:
                 self.skip(key, "two labels", f"{self.path}: key {key!r} has two labels: keep one {member.name!r}")
@@ -85,8 +112,8 @@ class _Samples:
                 names = f"{self.images[key].name!r} and {member.name!r}"
                 self.skip(key, "two images", f"{self.path}: key {key!r} has two images, {names}: keep one")
             if member.size > _LARGEST_IMAGE:
-                told = f"{self.path}: key {key!r} has an image of {member.size} bytes: more than 1 GiB is refused"
-                self.skip(key, "image beyond 1 GiB", told)
+                told = f"{self.path}: key {key!r} has an image of {member.size} bytes: more than 256 MiB is refused"
+                self.skip(key, "image beyond 256 MiB", told)
             self.images[key] = member
 
     def _label(self, text: bytes, key: str) -> int:
@@ -118,6 +145,8 @@ class _Samples:
             sizes=np.array([member.size for member in found], np.int64),
             labels=np.array([self.labels.get(key, -1) for key in good], np.int64),
             skips=tuple(self.bad[key] for key in sorted(self.bad)),
+            unread=self.unread,
+            note=self.note,
         )
 
 

@@ -57,6 +57,8 @@ class DataCard:
     """How images were made square and small before they were stored, such as "adm"; empty where that is not known."""
     largest: str = ""
     """Where the largest label is, for messages."""
+    notes: tuple[str, ...] = ()
+    """What is odd about the data, though it can be used."""
     skips: tuple[Skip, ...] = ()
     """What of the data is left out, as far as it is known without decoding all."""
 
@@ -91,6 +93,15 @@ class Batches(Iterator[Batch], ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of threads and files."""
+
+    def ready(self, seconds: float) -> bool:
+        """Wait for the next batch, no longer than this; whether it is there. By default it always is: `next` waits for it."""
+        return True
+
+    @property
+    def skipped(self) -> int:
+        """How many samples of the data are left out, as far as that is known by now."""
+        return 0
 
     def skips(self) -> list[Skip]:
         """What could not be used since this was last called; others stand in for it. By default nothing ever is left out."""

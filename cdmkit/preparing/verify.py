@@ -154,7 +154,8 @@ def _label_faults(index: TarIndex, where: str, expected: _Expected) -> Iterator[
 def _image_faults(index: TarIndex, where: str, resolution: int | None) -> Iterator[Skip]:
     """Decode everything."""
     for start in range(0, len(index.keys) if resolution else 0, _AT_ONCE):
-        _, faults = decode_all(_files(index, start, _AT_ONCE), resolution or 0, MAX_PIXELS)
+        files, side = _files(index, start, _AT_ONCE), resolution or 0
+        faults = decode_all(files, np.empty((len(files), side, side, 3), np.uint8), MAX_PIXELS)
         for row, fault in faults.items():
             key = index.keys[start + row]
             yield Skip(where, key, str(fault).partition(":")[0], f"{where}: key {key!r}: {fault}")

@@ -3,7 +3,7 @@
 from cdmkit.recipe.faults import Fault, Faults, RecipeFaults, SetupFaults, dotted
 from cdmkit.recipe.model import Data, Recipe, Requires, Sample, Validation
 from cdmkit.recipe.reading import read, read_stage
-from cdmkit.recipe.write import diff, loose, to_table, to_toml, without
+from cdmkit.recipe.write import diff, loose, ordering, to_table, to_toml, without
 
 __all__ = [
     "Data",
@@ -18,6 +18,7 @@ __all__ = [
     "diff",
     "dotted",
     "loose",
+    "ordering",
     "read",
     "read_stage",
     "to_table",

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
 from cdmkit.component import Binds, Component, option_of
+from cdmkit.kinds import Source
 from cdmkit.recipe.env import escaped
 from cdmkit.recipe.model import Recipe
 
@@ -54,6 +55,17 @@ def loose(value: Any, least: Binds, path: str = "") -> Iterator[str]:
             yield key
         elif known:
             yield from loose(getattr(value, field.name), least, key)
+
+
+def ordering(source: Source) -> dict[str, Any]:
+    """The options of a source that decide in which order its images are learned from (`Binds.TRAINING`), as plain values.
+
+    Everything else about a source is in the fingerprint of its images.
+    """
+    fields = {
+        field.name for field in attrs.fields(cast(Any, type(source))) if (known := option_of(field)) and known.binds is Binds.TRAINING
+    }
+    return {name: to_table(getattr(source, name)) for name in sorted(fields)}
 
 
 def without(table: Any, keys: Collection[str], path: str = "") -> Any:

@@ -15,12 +15,12 @@ from cdmkit.errors import NumericsError, SetupError, Stopped
 from cdmkit.events import Emit, StageStarted, Warned
 from cdmkit.kinds import Batches, Session, Source
 from cdmkit.training.checkpoint import load_latest, place
-from cdmkit.training.labelled import Labelled
 from cdmkit.training.learner import Learner
 from cdmkit.training.progress import Meter
 from cdmkit.training.saving import Saver
 from cdmkit.training.step import Objective
 from cdmkit.training.stopping import StopRequest
+from cdmkit.training.watched import Left, Watched
 
 BAD_STEPS = 3
 """Steps in a row with NaN or infinity after which training stops."""
@@ -66,7 +66,7 @@ def train(
         emit(StageStarted(stage=stage.name, step=learner.step, steps=stage.train.steps, parameters=learner.parameter_count()))
         saver = Saver(checkpoints, learner, metadata, emit, saved.step if saved else None)
         if learner.step < stage.train.steps:
-            with Labelled(_open(source, stage, session, seed, learner.step), classes) as batches:
+            with Watched(_open(source, stage, session, seed, learner.step), classes, stop) as batches:
                 _run(learner, objective, batches, saver, Meter(stage, learner, emit), stop, sample)
     return place(checkpoints, learner.step)
 
@@ -85,14 +85,29 @@ def _open(source: Source, stage: Stage, session: Session, seed: int, step: int) 
 def _run(
     learner: Learner, objective: Objective, batches: Batches, saver: Saver, meter: Meter, stop: StopRequest, sample: SampleGrid | None
 ) -> None:
-    """Step until the end or until told to stop."""
+    """Step until the end or until told to stop; then tell what of the data was left out."""
+    try:
+        _steps(learner, objective, batches, saver, meter, stop, sample)
+    except Left:
+        _stopped(learner, saver, stop)
+    finally:
+        meter.tell(batches.skips())
+
+
+def _stopped(learner: Learner, saver: Saver, stop: StopRequest) -> None:
+    """Save, and raise Stopped."""
+    saver.save(last_chance=True)
+    where = f"step {learner.step} of {learner.stage.train.steps} of stage {learner.stage.name!r}"
+    raise Stopped(f"stopped by {stop.reason} at {where}; all is saved. Go on with the same command and --resume")
+
+
+def _steps(
+    learner: Learner, objective: Objective, batches: Batches, saver: Saver, meter: Meter, stop: StopRequest, sample: SampleGrid | None
+) -> None:
     session, pace = objective.session, learner.stage.train
     while learner.step < pace.steps:
         if stop.requested:
-            saver.save(last_chance=True)
-            meter.tell(batches.skips())
-            where = f"step {learner.step} of {pace.steps} of stage {learner.stage.name!r}"
-            raise Stopped(f"stopped by {stop.reason} at {where}; all is saved. Go on with the same command and --resume")
+            _stopped(learner, saver, stop)
         lr = learner.lr
         meter.add(learner.update(objective, batches))
         session.boundary()
@@ -103,7 +118,8 @@ def _run(
         if reports or saves or shows or session.device.type == "cpu":  # on a CPU looking costs nothing
             _check(learner, saver)
         if reports:
-            meter.report(lr, batches.skips())
+            meter.tell(batches.skips())
+            meter.report(lr, batches.skipped)
         with meter.paused():
             if saves:
                 saver.save(last_chance=ends)

@@ -21,7 +21,6 @@ class Meter:
         self.stage = stage
         self.learner = learner
         self.emit = emit
-        self._skipped = 0
         self._one = torch.ones_like(learner.bad_steps)
         self._restart()
 
@@ -43,19 +42,17 @@ class Meter:
 
     def tell(self, skips: Sequence[Skip]) -> None:
         """Emit SampleSkipped for each."""
-        self._skipped += len(skips)
         for skip in skips:
             self.emit(skip.event())
 
-    def report(self, lr: float, skips: Sequence[Skip]) -> None:
-        """Emit Progress, and what else there is to tell: steps and samples that were skipped. Then start anew. `lr`: of the last step."""
+    def report(self, lr: float, skipped: int) -> None:
+        """Emit Progress, and Warned where steps were skipped; then start anew. lr: of the last step. skipped: samples that are left out."""
         loss, norm, good = self._sums.tolist()  # waits for the device, so that the clock is read when the work is done
-        self.tell(skips)
         train, step = self.stage.train, self.learner.step
         counted = step - self._since
         rate = counted * train.batch / max(time.monotonic() - self._clock, 1e-9)
-        if skipped := counted - int(good):
-            steps = f"{skipped} of {counted} steps up to step {step}"
+        if bad := counted - int(good):
+            steps = f"{bad} of {counted} steps up to step {step}"
             self.emit(Warned(message=f"stage {self.stage.name!r}: {steps} were skipped: loss or gradient not finite"))
         self.emit(
             Progress(
@@ -68,7 +65,7 @@ class Meter:
                 lr=lr,
                 images_per_second=rate,
                 eta=(train.steps - step) * train.batch / rate,
-                skipped=self._skipped,
+                skipped=skipped,
             )
         )
         self._restart()

@@ -127,3 +127,10 @@ def test_real_images(name: str, resolution: int, count: int) -> None:
     assert batch.images.shape == (256, 3, resolution, resolution)
     assert 90 < batch.images.float().mean() < 150
     assert set(batch.labels.tolist()) == set(range(10))
+
+
+def test_a_cache_needs_an_order_that_lets_go_of_shards() -> None:
+    """With a full shuffle every shard is needed at any time."""
+    with pytest.raises(ValueError, match="cache needs mix"):
+        WebDataset(shards="x", cache=1.0)
+    assert WebDataset(shards="x", cache=1.0, mix=4).cache == 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import signal
 import threading
 import time
 from collections import Counter
@@ -17,9 +18,11 @@ import pytest
 import torch
 
 from cdmkit.builtin.webdataset import WebDataset
+from cdmkit.data.skips import Damaged
 from cdmkit.data.writer import Sample, write_shards
 from cdmkit.errors import DataError
 from cdmkit.kinds import Batch
+from tests import tiny
 
 COUNT, PER_SHARD = 60, 6
 
@@ -30,6 +33,9 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked: Counter[str] = Counter()
+        self.silent_after = 1000
+        """Shards after which it says nothing more."""
+        self.waiting, self.go_on = threading.Event(), threading.Event()
         served = self
 
         class Handler(SimpleHTTPRequestHandler):
@@ -38,6 +44,9 @@ class Served:
 
             def do_GET(self) -> None:
                 served.asked[self.path.rpartition("/")[2].partition("?")[0]] += 1
+                if served.shards > served.silent_after:
+                    served.waiting.set()
+                    served.go_on.wait(60)
                 super().do_GET()
 
             def log_message(self, *_: object) -> None:
@@ -182,3 +191,79 @@ def test_fewer_samples_than_listed(served: Served) -> None:
     (served.folder / "dataset.json").write_text(json.dumps(card))
     with pytest.raises(DataError, match="has 6 samples, but the list beside it says 7"):
         read(WebDataset(shards=f"{served.url}/{PATTERN}"), 11)
+
+
+def without_sums(served: Served) -> None:
+    """Have the list tell counts alone, so that damage is found by reading."""
+    card = json.loads((served.folder / "dataset.json").read_text())
+    for shard in card["splits"]["train"]["shards"]:
+        del shard["sha256"]
+    (served.folder / "dataset.json").write_text(json.dumps(card))
+
+
+def test_what_is_wrong_with_a_fetched_shard_is_told_for_what_it_is(served: Served) -> None:
+    """As of a local one: with its key and cause, once, or as an error when the shard is at hand."""
+    without_sums(served)
+    path = served.folder / "train-00003.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"train-0000019.cls") + 512] = ord("x")
+    path.write_bytes(data)
+    source = WebDataset(shards=f"{served.url}/{PATTERN}", damaged=Damaged.SKIP, max_skipped=0.1)
+    with source.open(10, 0, 1, 0, 0) as batches:
+        labels = torch.cat([next(batches).labels for _ in range(12)])
+        (skip,) = batches.skips()
+        assert batches.skipped == 1
+    assert (skip.key, skip.cause) == ("train-0000019", "bad label")
+    assert len(labels) == 120
+    with pytest.raises(DataError, match=r"train-00003\.tar.*'train-0000019' has the label 'x'"):
+        read(WebDataset(shards=f"{served.url}/{PATTERN}"), 20)
+
+
+def test_two_streams_may_let_go_of_each_others_shards(served: Served) -> None:
+    """What one lets go of the other fetches again when it needs it."""
+    size = (served.folder / "train-00000.tar").stat().st_size
+    sources = [WebDataset(shards=f"{served.url}/{PATTERN}", mix=1, cache=n * size / 1e9, workers=1) for n in (1.5, 2.5)]
+    expected = read(WebDataset(shards=f"{served.folder}/{PATTERN}", mix=1), 20)
+    with sources[0].open(6, 0, 1, 0, 0) as one, sources[1].open(6, 0, 1, 0, 0) as two:
+        seen = [(next(one), next(two)) for _ in range(20)]
+    assert all(equal(list(stream), expected) for stream in zip(*seen, strict=True))
+
+
+def test_a_lost_file_is_fetched_again(served: Served, cache: Path) -> None:
+    """Whoever removed it."""
+    source = WebDataset(shards=f"{served.url}/{PATTERN}")
+    expected = read(source, 10)
+    for path in cache.glob("*.tar"):
+        path.unlink()
+    assert equal(read(source, 10), expected)
+    assert source.card().count == COUNT
+
+
+def test_a_shard_that_does_not_come_is_asked_for_once(served: Served) -> None:
+    """All who wait for it are told together, not one after the other."""
+    (served.folder / "train-00004.tar").unlink()
+    source = WebDataset(shards=f"{served.url}/{PATTERN}", workers=4)
+    with source.open(30, 0, 1, 0, 0) as batches:
+        for _ in range(2):
+            with pytest.raises(DataError, match=r"train-00004\.tar"):
+                next(batches)
+    assert served.asked["train-00004.tar"] == 1
+
+
+def test_a_silent_server_does_not_hold_a_run(served: Served, tmp_path: Path) -> None:
+    """SIGTERM while a shard does not come: the run is saved and ends with 75, at once."""
+    recipe = tiny.RECIPE.replace(
+        '{ type = "shapes", resolution = 8, count = 32 }', f'{{ type = "webdataset", shards = "{served.url}/{PATTERN}", mix = 1 }}'
+    ).replace("steps = 4\n", "steps = 400\n")
+    served.silent_after = 4
+    with tiny.start("run", tiny.write(tmp_path, recipe), "--run", tmp_path / "run") as process:
+        try:
+            wait_until(lambda: served.waiting.is_set())
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(30)
+            assert (code, time.monotonic() - began < 15) == (75, True)
+        finally:
+            served.go_on.set()
+            process.kill()
+    assert list((tmp_path / "run" / "stages" / "base" / "ckpt").iterdir())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import resource
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 from PIL import Image
 
+from cdmkit.data import png
 from cdmkit.data.decode import decode, decode_all
 from cdmkit.errors import DataError
 
@@ -198,6 +202,12 @@ def test_bad_inputs() -> None:
     assert failed == REFUSED
 
 
+def together(files: list[bytes], size: int) -> tuple[npt.NDArray[np.uint8], dict[int, DataError]]:
+    """The pixels of files, and what is wrong with some."""
+    pixels = np.empty((len(files), size, size, 3), np.uint8)
+    return pixels, decode_all(files, pixels)
+
+
 def test_many_at_once_equal_one_by_one() -> None:
     """Whatever their sorts, in any mixture: plain PNG, PNG with a palette, grey, JPEG, WebP."""
     image = Image.fromarray(picture())
@@ -211,7 +221,7 @@ def test_many_at_once_equal_one_by_one() -> None:
         encoded(image, "WEBP", lossless=True),
         encoded(image, "BMP"),
     ]
-    pixels, faults = decode_all(files, 24)
+    pixels, faults = together(files, 24)
     assert faults == {}
     assert np.array_equal(pixels, np.stack([decode(file) for file in files]))
 
@@ -221,7 +231,7 @@ def test_faults_of_many_are_told_by_place(size: int) -> None:
     """One that is cut, empty or of another size leaves the others as they are."""
     good = encoded(Image.fromarray(picture(size)), "PNG")
     files = [good, good[: len(good) // 2], b"", encoded(Image.fromarray(picture(size + 1)), "PNG"), good]
-    pixels, faults = decode_all(files, size)
+    pixels, faults = together(files, size)
     assert {row: str(fault).partition(":")[0] for row, fault in faults.items()} == {
         1: "damaged or truncated image",
         2: "the image is empty (0 bytes)",
@@ -236,7 +246,7 @@ def test_a_filter_that_does_not_exist_spoils_its_own_image_alone() -> None:
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)), (b"IDAT", lines), (b"IEND", b"")]
     bad = b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
     good = encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")
-    pixels, faults = decode_all([good, bad, good], 1)
+    pixels, faults = together([good, bad, good], 1)
     assert list(faults) == [1]
     assert pixels[[0, 2]].reshape(2, 3).tolist() == [[1, 2, 3]] * 2
 
@@ -245,4 +255,65 @@ def test_plain_png_needs_no_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sort that data sets hold is decoded without `Image.open`, which threads wait for."""
     files = [encoded(Image.fromarray(picture()), "PNG")] * 3
     monkeypatch.setattr(Image, "open", None)
-    assert np.array_equal(decode_all(files, 24)[0], np.stack([picture()] * 3))
+    assert np.array_equal(together(files, 24)[0], np.stack([picture()] * 3))
+
+
+def test_png_of_no_height_is_no_bomb() -> None:
+    """A header without lines does not lift the limit on what is unpacked."""
+    packer = zlib.compressobj(9)
+    bomb = b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(256)), packer.flush()])
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 0, 8, 2, 0, 0, 0)), (b"IDAT", bomb), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError):
+        decode(data)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_another_size_is_refused_by_the_header(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is decoded: a legal image of 64 megapixels among small ones would else cost as much."""
+    data = encoded(Image.fromarray(picture(40)), format)
+    for decoder in ("unfiltered", "scanlines"):
+        monkeypatch.setattr(png, decoder, None)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(DataError, match="wrong size: the image is 40 x 40, but the first one is 24 x 24"):
+        decode(data, size=(24, 24))
+
+
+def test_jpeg_of_many_scans() -> None:
+    """A file whose scans are repeated, each as costly as an image, is refused unread; an ordinary progressive one is not."""
+    data = encoded(Image.fromarray(picture(1200)), "JPEG", progressive=True)
+    assert decode(data).shape == (1200, 1200, 3)
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(DataError, match="too many scans: 3"):
+        decode(data[:-2] + data[last:-2] * 300 + data[-2:])
+
+
+def test_damaged_cmyk() -> None:
+    """Pillow would fill it with garbage."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8), "CMYK")
+    data = encoded(image, "JPEG", quality=90)
+    assert decode(data).shape == (64, 64, 3)
+    with pytest.raises(DataError, match="damaged or truncated JPEG"):
+        decode(data[: len(data) // 2])
+
+
+def test_stray_bytes_between_segments() -> None:
+    """They spoil nothing, and real cameras leave some. A scan that is cut is another matter."""
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "JPEG")
+    place = data.index(b"\xff\xdb")
+    assert np.array_equal(decode(data[:place] + b"ab" + data[place:]), decode(data))
+    with pytest.raises(DataError, match="damaged or truncated"):
+        decode(data[:place] + b"ab" + data[place : len(data) // 2])
+
+
+def test_too_large_is_refused_without_a_warning() -> None:
+    """Pillow's own, which would be told of every image, has nothing to add."""
+    data = encoded(Image.new("L", (10_000, 10_000)), "PNG")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with pytest.raises(DataError, match="too large: 10000 x 10000"):
+            decode(data)
+    assert caught == []

@@ -244,3 +244,13 @@ def test_crop_and_classes_of_the_list(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(card))
     for pattern in (f"{tmp_path}/*.tar", f"{tmp_path}/dataset.json"):
         assert (locate(pattern).crop, locate(pattern).classes) == ("adm", 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300 + ".tar", "a\0b.tar", "{a,b}" * 2000 + ".tar", "{0.." + "9" * 5000 + "}.tar", "x" * 300 + ".json"]
+)
+def test_names_that_nothing_can_have(tmp_path: Path, name: str) -> None:
+    """One error each, of few words."""
+    with pytest.raises(DataError) as told:
+        locate(f"{tmp_path}/{name}")
+    assert len(str(told.value)) < 1500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from cdmkit.data import index as module
-from cdmkit.data.index import beside, index_of, write_index
+from cdmkit.data.index import beside, fits, index_of, write_index
 from cdmkit.data.tar import TarIndex, index_tar
 
 
@@ -77,6 +78,68 @@ def test_of_a_changed_shard_is_not_believed(tmp_path: Path) -> None:
     assert len(index_of(path).keys) == 8
 
 
+def rewritten(path: Path, later: bool = True) -> None:
+    """Give all samples but the first and last fifty the label 7: neither size nor ends change."""
+    data = bytearray(path.read_bytes())
+    place = -1
+    for number in range(600):
+        place = data.index(b".cls", place + 1)
+        if 50 <= number < 550:
+            data[place // 512 * 512 + 512] = ord("7")
+    status = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + (1 if later else 0)))
+
+
+@pytest.mark.parametrize("kept", ["beside", "cached"])
+def test_a_shard_changed_in_its_midst_is_indexed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str) -> None:
+    """Labels that were corrected in place change neither the size of a shard nor its ends; the time of change tells."""
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for n in range(600):
+            for name, data in ((f"k{n:03d}.png", bytes(700)), (f"k{n:03d}.cls", b"%d" % (n % 5))):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    if kept == "beside":
+        write_index(index_tar(path), beside(path))
+        os.utime(path, ns=(0, beside(path).stat().st_mtime_ns))
+    else:
+        monkeypatch.setattr(module, "_WORTH_KEEPING", 10)
+        index_of(path)
+    rewritten(path)
+    labels = index_of(path).labels
+    assert (labels[50:550] == 7).all()
+    assert (labels[:50] != 7).all()
+
+
+def test_an_index_copied_after_its_shard_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be of any age as long as it is not older than the shard; its messages name the shard where it is now."""
+    (tmp_path / "a").mkdir()
+    path = shard(tmp_path / "a" / "x.tar")
+    write_index(index_tar(path), beside(path))
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = tmp_path / "b" / "x.tar"
+    expected = index_tar(moved)
+    assert fits(expected)
+    monkeypatch.setattr(module, "index_tar", refuse)
+    assert same(index_of(moved), expected)
+    assert all(str(moved) in skip.message for skip in index_of(moved).skips)
+
+
+def test_no_home_costs_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no place for a cache, local shards are read all the same."""
+    monkeypatch.delenv("CDMKIT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(module, "_WORTH_KEEPING", 1)
+    assert len(index_of(shard(tmp_path / "x.tar")).keys) == 4
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 Arrays = dict[str, Any]
 
 
@@ -108,6 +171,7 @@ DAMAGES: dict[str, Callable[[Path, Arrays], object]] = {
     "lengths": changed("labels", lambda array: array[:-1]),
     "outside": changed("offsets", lambda array: array + 10**6),
     "negative": changed("sizes", lambda array: array - 10_000),
+    "overflow": changed("sizes", lambda array: array + 2**62),
     "floats": changed("offsets", lambda array: array.astype(float)),
 }
 

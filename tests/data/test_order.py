@@ -91,6 +91,17 @@ def test_coming_shards_are_told_in_time() -> None:
     assert len(told) == 9
 
 
+def test_all_blocks_of_a_batch_are_told() -> None:
+    """A batch that spans blocks tells of each of them, and of the next."""
+    told: list[list[int]] = []
+    order = BlockOrder(LENGTHS, seed=2, mix=1, coming=lambda shards: told.append(list(shards)))
+    seen = shards_of(order(torch.arange(20)))
+    assert set(seen) <= set(told[0])
+    assert len(told[0]) == len(set(seen)) + 1
+    order(torch.arange(20, 21))
+    assert len(told) == 1 + (shards_of(order(torch.arange(20, 21)))[0] not in seen)
+
+
 def test_any_place_of_a_large_order_is_found_at_once() -> None:
     """An epoch far on is made without those before it: of ImageNet's size, in well under the second that a test may notice."""
     count, epoch = 1_281_167, 500

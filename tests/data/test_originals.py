@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from cdmkit.data.originals import Piece, in_order, kept, members_of_archive, shown, walk
+from cdmkit.data.originals import Piece, bytes_of, in_order, is_like_a_split, kept, members_of_archive, shown, splits_in, walk
 from cdmkit.errors import DataError
 from cdmkit.kinds import Original
 
@@ -26,13 +29,46 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def test_images_by_their_names(tmp_path: Path) -> None:
-    """Extensions of images in any case and none at all are taken, in the order of names; everything else is counted by why."""
-    images = ["B.PNG", "a.JPEG", "a.jpg", "d/e/f.webp", "d/g.Bmp", "no extension", "x. y.jpeg"]
+    """Extensions of images in any case are taken, in the order of names; everything else is counted by why, with its usual extension."""
+    images = ["B.PNG", "a.JPEG", "a.jpg", "d/e/f.webp", "d/g.Bmp", "x. y.jpeg"]
     junk = [".DS_Store", "._a.jpg", "__MACOSX/a.jpg", ".git/a.jpg", "Thumbs.db", "Desktop.ini", "d/__init__.jpg"]
-    touch(tmp_path, *images, *junk, "notes.txt", "a.jpg.part", "d/a.gif")
+    touch(
+        tmp_path, *images, *junk, "notes.txt", "more.TXT", "a.jpg.part", "d/a.gif", "a.mp4", "log.1", "log.20240101", "v1.0 of it", "x.3f2a"
+    )
     passed_over: Counter[str] = Counter()
     assert walk(tmp_path, passed_over) == sorted(images)
-    assert passed_over == {"hidden file": 7, "no image by its name": 3}
+    assert passed_over == {
+        "hidden file": 7,
+        "no image by its name (.txt)": 2,
+        "no image by its name (.part)": 1,
+        "no image by its name (.gif)": 1,
+        "no image by its name (.mp4)": 1,
+        "no image by its name": 4,
+    }
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_names_without_an_extension(tmp_path: Path, format: str) -> None:
+    """Their first bytes tell: texts, empty files and other formats are counted, whatever they begin with; images are taken."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "picture", format=format)
+    for name, data in {
+        "LICENSE": b"MIT License",
+        "README": b"BMP files, and how to read them",
+        "empty": b"",
+        "a.": b"RIFF0000WAVEfmt ",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    passed_over: Counter[str] = Counter()
+    taken = format in ("JPEG", "PNG", "WEBP", "BMP")
+    assert walk(tmp_path, passed_over) == ["picture"] * taken
+    assert passed_over == {"no image by its content": 4 + (not taken)}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_unreadable_names_without_an_extension(tmp_path: Path) -> None:
+    """They are not dropped: whoever reads them tells why that cannot be."""
+    (tmp_path / "picture").touch(0)
+    assert walk(tmp_path, Counter()) == ["picture"]
 
 
 def test_what_is_no_regular_file(tmp_path: Path) -> None:
@@ -81,12 +117,31 @@ def test_unreadable_folders_are_errors(tmp_path: Path) -> None:
 def test_names_fit_a_manifest() -> None:
     """Any name becomes a line of UTF-8 without tabs; plain ones stay, and different ones stay different."""
     names = ["é 中.jpg", "a b..c.jpg", "\udcff.jpg", "\\xff.jpg", "\\\\xff.jpg", "a\tb", "a\nb", "a\\u000ab", "\x85", "\udc85", "\\u0085"]
+    names += ["\ud800"]
     told = [shown(name) for name in names]
     assert told[:4] == ["é 中.jpg", "a b..c.jpg", "\\xff.jpg", "\\\\xff.jpg"]
     assert len(set(told)) == len(names)
     for name in told:
         assert name.encode().decode().splitlines() == [name]
         assert "\t" not in name
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONUTF8": "1"}])
+def test_names_do_not_depend_on_the_locale(tmp_path: Path, locale: dict[str, str]) -> None:
+    """The bytes of a name count, not what Python makes of them."""
+    raw = ["é 中.jpg".encode(), b"raw\xff.jpg", "\N{FULLWIDTH LATIN SMALL LETTER A}.jpg".encode()]
+    for name in raw:
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb"):
+            pass
+    program = """if True:
+        import collections, pathlib, sys
+        from cdmkit.data.originals import shown, utf8, walk
+        names = [*walk(pathlib.Path(sys.argv[1]), collections.Counter()), utf8("tar/\\udcff \\xe9.jpg")]
+        print(*sorted(ascii(shown(name)) for name in names), sep="\\n")
+    """
+    told = subprocess.run([sys.executable, "-c", program, tmp_path], env=os.environ | locale, capture_output=True, text=True)
+    expected = ["é 中.jpg", "raw\\xff.jpg", "\uff41.jpg", "tar/\\xff é.jpg"]
+    assert told.stdout.splitlines() == sorted(map(ascii, expected)), told.stderr
 
 
 def test_order_is_that_of_names(tmp_path: Path) -> None:
@@ -123,6 +178,49 @@ def test_pieces_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="cannot be read: No such file") as told:
             piece.read()
         assert isinstance(told.value.__cause__, OSError)
+
+
+def test_versions_tell_content_apart(tmp_path: Path) -> None:
+    """Of a whole file, size and time; of a part, its place too, and those of its file as they were first seen in this process."""
+    file = tmp_path / "file"
+    file.write_bytes(b"0123456789")
+    os.utime(file, ns=(1, 10**9))
+    whole, part = Piece(str(tmp_path), "file"), Piece(str(tmp_path), "file", 3, 4)
+    assert (whole.version(), part.version()) == ((10, 10**9), (3, 4, 10, 10**9))
+    assert part._replace(offset=2).version() == (2, 4, 10, 10**9)
+    os.utime(file, ns=(1, 10**9 + 1))
+    assert whole.version() == (10, 10**9 + 1)
+    file.unlink()
+    assert part.version() == (3, 4, 10, 10**9)  # it is not looked at again
+    for piece in (whole, Piece(str(tmp_path), "gone", 0, 1)):
+        with pytest.raises(DataError, match="cannot be read: No such file"):
+            piece.version()
+
+
+def test_bytes_of_files(tmp_path: Path) -> None:
+    """A whole file, or an error that names it."""
+    (tmp_path / "file").write_bytes(b"0123")
+    assert bytes_of(tmp_path / "file") == b"0123"
+    with pytest.raises(DataError, match=r"gone: cannot be read: No such file"):
+        bytes_of(tmp_path / "gone")
+
+
+def test_words_that_tell_splits() -> None:
+    """In any case, and among others; words that are much like them are suspected."""
+    told = {
+        "imagenet-TRAIN-00-of-99": "train",
+        "training_set": "train",
+        "Val": "val",
+        "x.valid.1": "val",
+        "dev2017": "val",
+        "testing": "test",
+    }
+    assert {name: splits_in(name) for name in told} == {name: {split} for name, split in told.items()}
+    assert splits_in("train+val") == {"train", "val"}
+    for name in ("cats", "trained", "latest", "vale", "0"):
+        assert splits_in(name) == set()
+    assert all(map(is_like_a_split, ("val_images", "Train2", "vaild", "trian", "testset", *told)))
+    assert not any(map(is_like_a_split, ("cat", "dog", "n01440764", "extra", "unlabeled2017", "labels")))
 
 
 def test_few_files_stay_open(tmp_path: Path) -> None:

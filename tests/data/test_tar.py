@@ -14,6 +14,7 @@ import pytest
 
 from cdmkit.data.headers import Window, members
 from cdmkit.data.tar import TarIndex, index_tar
+from cdmkit.errors import DataError
 
 SHARED = Path(os.environ.get("CDMKIT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "bad-inputs" / "tars"
 GOOD = {"a.png": b"picture a", "a.cls": b"3", "b.jpg": b"picture b" * 100, "b.cls": b"12"}
@@ -170,11 +171,55 @@ def test_duplicates(tmp_path: Path, second: str) -> None:
     assert_told(path, "key 'a' has two")
 
 
-def test_without_end_blocks(tmp_path: Path) -> None:
-    """An archive whose writer did not close it is whole if its members are."""
+def cut_at(path: Path, size: int) -> Path:
+    path.write_bytes(path.read_bytes()[:size])
+    return path
+
+
+def test_without_an_end_mark(tmp_path: Path) -> None:
+    """An archive that its writer did not close has all its samples, and a note: it may as well have been cut between two members."""
     path = write(tmp_path / "x.tar", GOOD)
-    path.write_bytes(path.read_bytes().rstrip(b"\0"))
-    assert index_tar(path).keys == ["a", "b"]
+    last = index_tar(path)
+    end = -(-int((last.offsets + last.sizes).max()) // 512) * 512 + 1024  # the header and the block of the last label
+    for size, keys in ((end, ["a", "b"]), (end - 1024, ["a", "b"]), (2048, ["a"])):
+        index = index_tar(cut_at(write(tmp_path / "x.tar", GOOD), size))
+        assert (index.keys, index.skips) == (keys, ())
+        assert f"no end mark: it may have been cut between two members, at byte {size}" in index.note
+    assert index_tar(write(tmp_path / "x.tar", GOOD)).note == ""
+
+
+def test_cut_within_the_padding(tmp_path: Path) -> None:
+    """That no writer does: the archive is truncated, though all bytes of its last member are there."""
+    assert_told(
+        cut_at(write(tmp_path / "x.tar", {"a.png": b"x" * 300, "b.png": b"y"}), 1024 + 512 + 10), "truncated: the last member lacks"
+    )
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    """A pipe must not be waited for."""
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(DataError, match="no regular file"):
+        index_tar(tmp_path / "x.tar")
+
+
+def test_large_members_of_pax(tmp_path: Path) -> None:
+    """A member whose size stands in an extended header, since it does not fit a plain one, is passed over whole."""
+    path, size = tmp_path / "x.tar", 9 << 30
+    large = tarfile.TarInfo("large.bin")
+    large.size = size
+    header = large.tobuf(tarfile.PAX_FORMAT)
+    first = write(tmp_path / "small.tar", GOOD).read_bytes()
+    with path.open("wb") as file:
+        file.write(header)
+        file.seek(len(header) + size)
+        file.write(first)
+    assert stored_sparsely(path) == {"a": 3, "b": 12}
+
+
+def stored_sparsely(path: Path) -> dict[str, int]:
+    index = index_tar(path)
+    assert index.skips == ()
+    return dict(zip(index.keys, index.labels.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("cut", [1700, 1536 + 100])
