@@ -89,6 +89,13 @@ def observed(run: Run, plugins: Plugins) -> Iterator[Emit]:
             plugins.manager.unregister(log)
 
 
+def learned_from(recipe: Recipe, given: Given) -> dict[str, Any]:
+    """What of the data decides the weights of a stage: the images, how they are made smaller, their labels and their order."""
+    data: dict[str, Any] = {"fingerprint": given.images, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
+    order = {key: value for key, value in ordering(recipe.data.source).items() if value}  # left out where it is the only one there was
+    return data | {"order": order} if order else data
+
+
 def train_stage(stage: Stage, recipe: Recipe, given: Given, crop: str, run: Run, emit: Emit, stop: training.StopRequest) -> None:
     """Train one stage, unless it is trained already and nothing that matters to it has changed, or it is sampled as it came."""
     parent = recipe.cascade.parent(stage)
@@ -96,9 +103,7 @@ def train_stage(stage: Stage, recipe: Recipe, given: Given, crop: str, run: Run,
         emit(StageFinished(stage=stage.name, step=0, skipped=True))
         return
     tables = {name: to_table(each) for name, each in recipe.stage.items()}
-    data: dict[str, Any] = {"fingerprint": given.images, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
-    order = {key: value for key, value in ordering(recipe.data.source).items() if value}  # as before there was any to choose
-    data |= {"order": order} if order else {}
+    data = learned_from(recipe, given)
     lean, lean_parent = without(to_table(stage, defaults=False), set(loose(stage, Binds.TRAINING))), to_table(parent, defaults=False)
     digest = training.fingerprint(stage.name, lean, lean_parent, data, recipe.seed, given.weights.get(stage.name, ""))
     folder = run.stage(stage.name)

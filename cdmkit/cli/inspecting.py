@@ -77,8 +77,8 @@ def _print(name: str, found: Inspected, names: Sequence[str]) -> None:
     """Facts, and a bar for each class where they are few."""
     smallest, median, largest = found.file_bytes
     sizes = ", ".join(f"{size} ({count:,})" for size, count in sorted(found.sizes.items(), key=lambda item: -item[1])[:5])
-    plural = "s" if found.shards > 1 else ""
-    click.echo(f"{name}: {found.images:,} images in {found.shards:,} shard{plural}, {found.bytes / 1e6:,.1f} MB")
+    images, shards = (f"{count:,} {word}{'s' if count > 1 else ''}" for count, word in ((found.images, "image"), (found.shards, "shard")))
+    click.echo(f"{name}: {images} in {shards}, {found.bytes / 1e6:,.1f} MB")
     click.echo(f"sizes of {sum(found.sizes.values()) + found.broken:,} looked at: {sizes}; {found.broken:,} broken")
     click.echo(f"bytes of an image: {smallest:,} to {largest:,}, median {median:,}")
     counts = found.per_class

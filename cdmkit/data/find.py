@@ -6,23 +6,26 @@ import contextlib
 import difflib
 import fnmatch
 import glob
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 import attrs
 
+from cdmkit.data.cache import cache_folder
 from cdmkit.data.listing import NAMES, Listed, Listing
-from cdmkit.data.remote import is_remote, read_text, shown
+from cdmkit.data.remote import NotThere, is_remote, read_text, shown
 from cdmkit.errors import DataError
+from cdmkit.files import write_text
 
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 _MOST_NAMES = 1_000_000
 _MEND = (
-    "set CDMKIT_DATA if the recipe reads it, give --set data.source.shards=PATTERN, or change `shards` in the recipe; "
-    "what shards are and how to make them: docs/how-to/train-on-your-shards.md"
+    "in a recipe, set CDMKIT_DATA if it reads that, give --set data.source.shards=PATTERN, or change `shards`; "
+    "how to make shards: docs/how-to/prepare-images.md"
 )
 
 
@@ -43,6 +46,8 @@ class Located:
     """Empty where it does not tell."""
     classes: int
     """0 where it does not tell."""
+    notes: tuple[str, ...] = ()
+    """What is odd, though it can be used."""
 
 
 @contextlib.contextmanager
@@ -68,20 +73,25 @@ def locate(pattern: str, split: str = "") -> Located:
 def _located(pattern: str, split: str) -> Located:
     if is_remote(pattern):
         return _remote(pattern, split)
-    if pattern.endswith(".json"):
-        path = Path(os.path.expanduser(pattern))
-        try:
-            listing = Listing.parse(path.read_text("utf-8"), pattern)
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"no training data: the list shards = {pattern!r} cannot be read ({error}); {_MEND}") from None
-        return _of_list(listing, split, pattern, f"{path.parent}/")
+    listed = read_list(pattern)
+    if listed is not None:
+        path, text = listed
+        return _of_list(Listing.parse(text, str(path)), split, str(path), f"{path.parent}/")
     if split:
         raise DataError(f"split = {split!r} chooses from a list of shards, such as dataset.json, but shards = {pattern!r} is none")
     paths = find_shards(pattern)
     listings = {folder: _beside(folder)[0] for folder in {path.parent for path in paths}}
     told = {folder: dict(listing.named()) for folder, listing in listings.items()}
     shards = tuple(Shard(str(path), told[path.parent].get(path.name, Listed())) for path in paths)
-    return Located(shards, *_shared(list(listings.values())))
+    return Located(shards, *_shared(list(listings.values())), tuple(_surplus(paths, told)))
+
+
+def _surplus(paths: list[Path], told: Mapping[Path, Mapping[str, Listed]]) -> Iterator[str]:
+    """Shards that a list beside them does not name, though it names others of them: left over from another data set, it may be."""
+    known = {path for path in paths if path.name in told[path.parent]}
+    for path in paths:
+        if path not in known and any(each.parent == path.parent for each in known):
+            yield f"{path} is read, though the list of shards beside it does not name it: remove it, if it is of other data"
 
 
 def _of_list(listing: Listing, split: str, where: str, base: str, query: str = "") -> Located:
@@ -95,8 +105,6 @@ def _of_list(listing: Listing, split: str, where: str, base: str, query: str = "
             continue
         if not path.is_file():
             raise DataError(f"{shard.where} is missing: {where} lists it: copy it again")
-        if shard.listed.bytes not in (None, path.stat().st_size):
-            raise DataError(f"{path} has {path.stat().st_size} bytes, but {where} says {shard.listed.bytes}: copy it again")
     return Located(shards, listing.crop, len(listing.classes))
 
 
@@ -105,7 +113,7 @@ def _remote(pattern: str, split: str) -> Located:
     path, mark, query = pattern.partition("?")
     base = path.rpartition("/")[0] + "/"
     if path.endswith(".json"):
-        text = read_text(pattern)
+        text = _kept_text(pattern)
         if text is None:
             raise DataError(f"no training data: there is no {shown(pattern)}; {_MEND}")
         return _of_list(Listing.parse(text, shown(pattern)), split, shown(pattern), base, mark + query)
@@ -115,12 +123,30 @@ def _remote(pattern: str, split: str) -> Located:
         raise DataError(
             f"shards = {shown(pattern)!r}: servers cannot be asked for wildcards: write braces, such as train-{{00000..00063}}.tar"
         )
-    texts = ((name, read_text(base + name + mark + query)) for name in NAMES if "{" not in base)
+    texts = ((name, _kept_text(base + name + mark + query)) for name in NAMES if "{" not in base)
     listing = next((Listing.parse(text, shown(base) + name) for name, text in texts if text is not None), Listing({}))
     told = dict(listing.named())
     urls = islice(expand_braces(pattern), _MOST_NAMES)
     shards = tuple(Shard(url, told.get(url.partition("?")[0].rpartition("/")[2], Listed())) for url in urls)
     return Located(shards, listing.crop, len(listing.classes))
+
+
+def _kept_text(url: str) -> str | None:
+    """A list on a server, None where there is none; the one that came last, where the server cannot be reached now."""
+    kept = cache_folder().with_name("lists") / f"{hashlib.sha256(url.encode('utf-8', 'surrogateescape')).hexdigest()}.json"
+    try:
+        text = read_text(url)
+    except NotThere:
+        raise
+    except DataError:
+        if kept.is_file():
+            return kept.read_text("utf-8")
+        raise
+    if text is not None:
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_text(kept, text)
+    return text
 
 
 def _shared(listings: list[Listing]) -> tuple[str, int]:
@@ -213,16 +239,11 @@ def _whereabouts(there: Path, wild: str) -> str:
 
 
 def _check_complete(folder: Path, pattern: str, wanted: set[str], found: set[str]) -> None:
-    """Compare a folder with the list in it, if any: a shard that is missing or cut would silently shorten every epoch.
-
-    A listed shard must be there if the pattern means it, and have the size that is told.
-    """
+    """Compare a folder with the list in it, if any: a shard that is meant but missing would silently shorten every epoch."""
     listing, name_of_list = _beside(folder)
     wild = [name for name in wanted if glob.has_magic(name)]
-    for name, listed in listing.named():
+    for name, _ in listing.named():
         path = folder / name
-        if name in found and listed.bytes not in (None, path.stat().st_size):
-            raise DataError(f"{path} has {path.stat().st_size} bytes, but {name_of_list} beside it says {listed.bytes}: copy it again")
         if name not in found and (name in wanted or any(fnmatch.fnmatch(name, each) for each in wild)):
             raise DataError(f"{path} is missing: {name_of_list} beside it lists it, and shards = {pattern!r} means it: copy it again")
 

@@ -8,6 +8,8 @@ import time
 import weakref
 from pathlib import Path
 
+import attrs
+
 from cdmkit.data.cache import Cache
 from cdmkit.data.find import Located, Shard
 from cdmkit.data.index import EDGE, index_of
@@ -158,6 +160,10 @@ class Part:
                 index = index_of(self.path())
         except OSError as error:
             raise DataError(f"{self.where} cannot be read: {error.strerror}") from error
+        size = index.path.stat().st_size
+        if self._shard.listed.bytes not in (None, size):
+            told = f"{self.where} has {size} bytes, but the list beside it says {self._shard.listed.bytes}: copy it again"
+            index = attrs.evolve(index, skips=(Skip(self.where, "", "wrong length", told), *index.skips))
         found, listed, labels = len(index.keys) + len(index.skips), self._shard.listed.samples, index.labels
         if listed is not None and listed != found and not any(skip.key == "" for skip in index.skips):
             raise DataError(f"{self.where} has {found} samples, but the list beside it says {listed}: copy or make it again")

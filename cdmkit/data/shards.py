@@ -43,6 +43,7 @@ class Shards:
     def __init__(self, located: Located, cache: Cache, tolerance: Tolerance, max_pixels: int) -> None:
         self.crop = located.crop
         """How the pictures were cut and shrunk before they were stored; empty where that is not known."""
+        self._notes = located.notes
         self._cache = cache
         self._parts = parts_of(located, cache)
         self._expected: list[Part] = []
@@ -71,7 +72,7 @@ class Shards:
     @property
     def notes(self) -> list[str]:
         """What is odd about shards, though all that is there can be used."""
-        return [part.note for part in self._parts if part.note]
+        return [*self._notes, *(part.note for part in self._parts if part.note)]
 
     @property
     def largest(self) -> str:

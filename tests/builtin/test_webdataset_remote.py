@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from cdmkit.builtin.webdataset import WebDataset
+from cdmkit.data.remote import Patience, read_text
 from cdmkit.data.skips import Damaged
 from cdmkit.data.writer import Sample, write_shards
 from cdmkit.errors import DataError
@@ -191,6 +192,19 @@ def test_fewer_samples_than_listed(served: Served) -> None:
     (served.folder / "dataset.json").write_text(json.dumps(card))
     with pytest.raises(DataError, match="has 6 samples, but the list beside it says 7"):
         read(WebDataset(shards=f"{served.url}/{PATTERN}"), 11)
+
+
+def test_what_is_in_the_cache_can_be_read_without_the_server(served: Served) -> None:
+    """The list, too; what is not in the cache is an error."""
+    source = WebDataset(shards=f"{served.url}/{PATTERN}")
+    expected = read(source, 10)
+    served.server.shutdown()
+    served.server.server_close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cdmkit.data.find.read_text", lambda url: read_text(url, patience=Patience(attempts=1, wait=0.0, timeout=1.0)))
+        assert equal(read(source, 10), expected)
+        with pytest.raises(DataError, match="cannot be downloaded"):
+            WebDataset(shards=f"{served.url}/other/{PATTERN}").card()
 
 
 def without_sums(served: Served) -> None:
