@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickletools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cdmkit.component import Component, component
-from cdmkit.data.originals import Piece, check_there, in_order, kept, members_of_archive, shown
+from cdmkit.data.originals import bytes_of, check_there, in_order, kept, members_of_archive, shown, stated
 from cdmkit.errors import DataError
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Original, Originals, Preparer
@@ -35,6 +36,26 @@ class _Batch(NamedTuple):
     pixels: npt.NDArray[np.uint8]
     """[10000, 3072]: the rows of the red, then the green, then the blue plane."""
     labels: Sequence[int]
+
+
+class _Place(NamedTuple):
+    """Where an image lies."""
+
+    path: str
+    """The archive, or the folder of the batches."""
+    batch: str
+    row: int
+
+    def version(self) -> tuple[int, ...]:
+        """What differs where the pixels do: the row, and size and time of change of the archive or the batch."""
+        return (self.row, *stated(_file(self.path, self.batch)))
+
+
+@kept(2 * len(_BATCHES))
+def _file(path: str, batch: str) -> str:
+    """The file that a batch lies in: of a folder its own, or else the archive."""
+    own = (os.path.join(path, name) for name in (f"{batch}.bin", batch))
+    return next((file for file in own if os.path.isfile(file)), path)
 
 
 class _Cifar(NamedTuple):
@@ -62,7 +83,7 @@ class Cifar10(Preparer):
         splits = {
             split: in_order(
                 (
-                    Original(f"{batch}/{row:04d}", label, (place, batch, row))
+                    Original(f"{batch}/{row:04d}", label, _Place(place, batch, row))
                     for batch in batches
                     for row, label in enumerate(cifar.batches[batch].labels)
                 ),
@@ -105,17 +126,10 @@ def _loaded(place: str) -> _Cifar:
 
     def parsed(name: str, parse: Callable[[bytes, str], R]) -> R:
         where = f"{path}: {name}"
-        return parse(_file(path / name) if members is None else members.pop(name), where)
+        return parse(bytes_of(path / name) if members is None else members.pop(name), where)
 
     batches = {batch: parsed(name, _binary if binary else _python) for batch, name in zip(_BATCHES, names, strict=False)}
     return _Cifar(batches, parsed(names[-1], _binary_names if binary else _python_names))
-
-
-def _file(path: Path) -> bytes:
-    try:
-        return Piece(str(path.parent), path.name).read()
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
 
 
 def _binary(data: bytes, where: str) -> _Batch:
@@ -152,7 +166,7 @@ def _checked_labels(labels: Any, where: str) -> list[int]:
 def _checked_names(names: Sequence[str], where: str) -> Sequence[str]:
     if len(set(names)) != _CLASSES or len(names) != _CLASSES:
         raise DataError(f"{where}: no names of {_CLASSES} classes: {_AGAIN}")
-    return tuple(map(shown, names))
+    return tuple(shown(name.encode("utf-8", "backslashreplace")) for name in names)
 
 
 def _array(value: Any, where: str) -> npt.NDArray[np.uint8]:
@@ -313,7 +327,7 @@ def _plain(data: bytes, where: str) -> Mapping[str, Any]:
     """The dict that a pickle makes."""
     try:
         made = _Machine().run(data)
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{where} is not the pickle that CIFAR-10 has ({error}), so it is not read: {_AGAIN}") from None
     if not isinstance(made, dict):
         raise DataError(f"{where}: no dict: {_AGAIN}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from cdmkit.component import Component, component, option
 from cdmkit.data.originals import (
+    SPLITS,
     Piece,
     check_there,
     entries,
@@ -15,17 +17,16 @@ from cdmkit.data.originals import (
     in_order,
     is_folder,
     is_hidden,
+    is_like_a_split,
     shown,
+    splits_in,
     unknown,
     walk,
-    why_no_image,
+    why_left_out,
 )
 from cdmkit.errors import DataError
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Original, Originals, Preparer
-
-_SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-"""Folders that are splits, and what the splits are called."""
 
 _MEND = "sort all images into a folder per class, or set labels = false"
 
@@ -34,13 +35,14 @@ _MEND = "sort all images into a folder per class, or set labels = false"
 class Folder(Preparer):
     """Images in folders: `{train,val,test}/<class>/**/image`, `<class>/**/image`, or images without classes.
 
-    If there is a folder `train`, then `train`, `val` (or `validation`) and `test` are the splits, and images beside them are passed
-    over; if not, all is `train`. A class is a folder of the first level below, and its label the rank of its name among those of `train`;
-    other splits have no further classes. A split holds either folders or images, not both; deeper folders mean nothing.
+    If there is a folder `train` (or `training`), then it, `val` (or `valid`, `validation`, `dev`) and `test` (or `testing`), in any case,
+    are the splits, and images beside them are passed over; if not, all is `train`. A class is a folder of the first level below, and its
+    label the rank of its name among those of `train`; other splits have no further classes. A split holds either folders or images, not
+    both; deeper folders mean nothing.
 
-    Taken are files called jpg, jpeg, png, webp or bmp, in any case, and those without an extension. Passed over and counted are all others,
-    hidden files (`.x`, `__x`, `Thumbs.db`, `desktop.ini`), what is not a regular file, and class folders without images. Links are
-    followed, to each folder once.
+    Taken are files called jpg, jpeg, png, webp or bmp, in any case, and those without an extension that begin as such files do. Passed
+    over and counted are all others, hidden files (`.x`, `__x`, `Thumbs.db`, `desktop.ini`), what is not a regular file, and class folders
+    without images. Links are followed, to each folder once.
     """
 
     labels: bool = option(True, help="whether folders are classes; if not, images have no labels")
@@ -54,7 +56,9 @@ class Folder(Preparer):
         if not found["train"]:
             raise DataError(_no_images(root / folders["train"], passed_over))
         if folders["train"]:
-            self._look_beside(root, found["train"], passed_over)
+            self._look_beside(root, folders.values(), found["train"], passed_over)
+        else:
+            _check_no_splits(root, found["train"])
         classes = _classes(root, folders, found, passed_over) if self.labels else []
         rank = {name: number for number, name in enumerate(classes)}
         splits = {}
@@ -72,14 +76,15 @@ class Folder(Preparer):
         piece: Piece = original.place
         return piece.read()
 
-    def _look_beside(self, root: Path, train: Sequence[str], passed_over: Counter[str]) -> None:
+    def _look_beside(self, root: Path, splits: Collection[str], train: Sequence[str], passed_over: Counter[str]) -> None:
         """Count the images beside the splits. Raises DataError where `train` seems to be one class of many."""
         for entry in entries(root):
             if not is_folder(entry):
-                passed_over["image beside the splits"] += not why_no_image(entry.name)
-            elif entry.name not in _SPLITS and not is_hidden(entry.name):
+                passed_over["image beside the splits"] += not why_left_out(entry)
+            elif entry.name not in splits and not is_hidden(entry.name):
                 images = len(walk(root / entry.name, Counter()))
-                passed_over["image beside the splits"] += images
+                where = f", in {shown(entry.name)}: is it a split?" if is_like_a_split(entry.name) else ""
+                passed_over["image beside the splits" + where] += images
                 if images and self.labels and not any("/" in name for name in train):
                     raise DataError(
                         f"{root} holds images in the folders train and {entry.name}: if train is a class, call its folder trains, "
@@ -91,15 +96,26 @@ def _splits(root: Path) -> dict[str, str]:
     """The folder of each split, `train` first; "" for all of `root`."""
     if not root.is_dir():
         raise DataError(f"{root} is a file: give the folder that holds the images")
-    here = folders_in(root)
-    named = [name for name in _SPLITS if name in here]
-    if named and len(named) == len(here) and "train" not in named:
-        raise DataError(f"{root} holds {' and '.join(named)}, but no train: call one of them train, or give {root / named[0]} itself")
-    if "train" not in named:
+    found: dict[str, list[str]] = {split: [] for split in SPLITS.values()}
+    for name in folders_in(root):
+        if name.lower() in SPLITS:
+            found[SPLITS[name.lower()]].append(name)
+    if not found["train"]:
         return {"train": ""}
-    if {"val", "validation"} <= set(named):
-        raise DataError(f"{root} holds both val and validation, which are the same split: keep one")
-    return {_SPLITS[name]: name for name in named}
+    same = next((names for names in found.values() if len(names) > 1), None)
+    if same:
+        raise DataError(f"{root} holds both {' and '.join(same)}, which are the same split: keep one")
+    return {split: names[0] for split, names in found.items() if names}
+
+
+def _check_no_splits(root: Path, names: Sequence[str]) -> None:
+    """Raise DataError where all images lie in folders that are called like splits, for then these are no classes."""
+    folders = sorted({name.partition("/")[0] if "/" in name else "" for name in names})
+    if all(splits_in(folder) for folder in folders):
+        raise DataError(
+            f"{root} holds {' and '.join(map(shown, folders))}, but no train: rename them to train, val and test, "
+            f"or give {root / folders[0]} itself"
+        )
 
 
 def _classes(root: Path, folders: Mapping[str, str], found: Mapping[str, Sequence[str]], passed_over: Counter[str]) -> Sequence[str]:
@@ -110,7 +126,7 @@ def _classes(root: Path, folders: Mapping[str, str], found: Mapping[str, Sequenc
         if bool(own[split]) != bool(known):
             with_classes, without = ("train", split) if known else (split, "train")
             raise DataError(f"{root}: {with_classes} has class folders, but {without} has none: {_MEND}")
-        if aliens := sorted(set(own[split]) - set(known)):
+        if aliens := sorted(set(own[split]) - set(known), key=os.fsencode):
             raise DataError(f"{root / folders[split]}: train has no class {unknown(aliens[0], known)}")
     return known
 
@@ -123,7 +139,7 @@ def _own_classes(folder: Path, names: Sequence[str], passed_over: Counter[str]) 
         raise DataError(f"{folder} holds both images ({shown(flat)}) and class folders ({shown(deep)}): {_MEND}")
     own = {name.partition("/")[0] for name in names} if deep else set()
     passed_over["empty class folder"] += len(set(folders_in(folder)) - own)
-    return sorted(own)
+    return sorted(own, key=os.fsencode)
 
 
 def _no_images(folder: Path, passed_over: Mapping[str, int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -13,9 +13,11 @@ from typing import NamedTuple
 import attrs
 
 from cdmkit.component import Component, component, option
-from cdmkit.data.headers import Window, members
+from cdmkit.data.headers import Member, Window, members
 from cdmkit.data.originals import (
+    SPLITS,
     Piece,
+    bytes_of,
     check_there,
     entries,
     folders_in,
@@ -23,7 +25,10 @@ from cdmkit.data.originals import (
     is_folder,
     members_of_archive,
     shown,
+    splits_in,
+    utf8,
     walk,
+    why_left_out,
     why_no_image,
 )
 from cdmkit.errors import DataError, SetupError
@@ -51,6 +56,8 @@ class _Image(NamedTuple):
     """Empty for those of a flat val."""
     name: str
     piece: Piece
+    split: str = ""
+    """What a folder in its archive tells."""
 
 
 @attrs.frozen
@@ -66,7 +73,8 @@ class _Told:
 class ImageNet(Preparer):
     """ImageNet, ILSVRC2012 (Russakovsky et al., arXiv:1409.0575), or a part of it. `train`, `val` or both lie
 
-    - in `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`, which are read in place, never unpacked: their folder, or one of them;
+    - in `ILSVRC2012_img_train.tar` and `ILSVRC2012_img_val.tar`, which are read in place, never unpacked: their folder, or one of them,
+      or another tar, of a `<wnid>.tar` for each class or of class folders, in folders `train` and `val` or not;
     - in folders: `train/<wnid>/*.JPEG`, and `val/<wnid>/*.JPEG` or `val/*.JPEG`; `<wnid>/*.JPEG` is train;
     - as Kaggle has it: in `ILSVRC/Data/CLS-LOC/{train,val}`, with `LOC_val_solution.csv` beside `ILSVRC`.
 
@@ -89,11 +97,17 @@ class ImageNet(Preparer):
         kit is to be read without scipy.
         """
         check_there(path)
+        if self.val_labels and not Path(self.val_labels).expanduser().exists():
+            raise DataError(f"val_labels = {self.val_labels!r} does not exist")
         passed_over = Counter[str]()
         root, splits = _find(path.absolute(), passed_over)
+        if self.val_labels and ("val" not in splits or splits["val"][0].wnid):
+            have = "val in a folder per class, which tells them" if "val" in splits else "no val"
+            raise DataError(f"val_labels = {self.val_labels!r} is for a val without class folders, but {root} has {have}: leave it empty")
         if "train" in splits and not splits["train"][0].wnid:
-            raise DataError(f"{root}: train has no classes: its archive holds images themselves, not a <wnid>.tar for each class")
+            raise DataError(f"{root}: train has no classes: its archive holds images themselves, not a <wnid>.tar or folder for each class")
         if "val" in splits and not splits["val"][0].wnid:
+            _check_stems(splits["val"], root)
             told = self._told(root, sorted(image.name for image in splits["val"]))
             splits["val"] = _labelled(splits["val"], told)
             val_wnids = set(told.wnids.values())
@@ -118,10 +132,7 @@ class ImageNet(Preparer):
     def _told(self, root: Path, names: Sequence[str]) -> _Told:
         """The labels of a flat val."""
         if self.val_labels:
-            where = Path(self.val_labels).expanduser()
-            if not where.exists():
-                raise DataError(f"val_labels = {self.val_labels!r} does not exist")
-            return _read_labels(where, names)
+            return _read_labels(Path(self.val_labels).expanduser(), names)
         folders = [root, root / "val", *(root.parents[:3] if root.name == "CLS-LOC" else ())]
         for where in (folder / name for folder in folders for name in _LABELS):
             if where.exists():
@@ -135,14 +146,13 @@ class ImageNet(Preparer):
 def _find(path: Path, passed_over: Counter[str]) -> tuple[Path, dict[str, list[_Image]]]:
     """The images of each split, and the folder they are in. Raises DataError where there are none."""
     if path.is_file():
-        images = _listed(path, passed_over)
-        return path.parent, {"train" if images[0].wnid else "val": images}
+        return path.parent, _in_one_archive(path, passed_over)
     for root in (path, path / "CLS-LOC", path / "Data" / "CLS-LOC", path / _KAGGLE):
         there = {split: place for split in _SPLITS if (place := _place(root, split, passed_over))}
         if there:
-            return root, {split: _listed(place, passed_over) for split, place in there.items()}
+            return root, {split: _listed(place, split, passed_over) for split, place in there.items()}
     if any(map(_is_wnid, folders_in(path))):
-        return path, {"train": _listed(path, passed_over)}
+        return path, {"train": _listed(path, "train", passed_over)}
     raise DataError(
         f"no ImageNet in {path}: looked for ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, train/<wnid>, val, {_KAGGLE}/train and "
         "<wnid>, where a <wnid> is a name such as n01440764; other folders of images are for the preparer `folder`"
@@ -163,12 +173,37 @@ def _is_wnid(name: str) -> bool:
 
 
 def _is_flat_image(entry: os.DirEntry[str]) -> bool:
-    return not is_folder(entry) and not why_no_image(entry.name)
+    return not is_folder(entry) and not why_left_out(entry)
 
 
-def _listed(place: Path, passed_over: Counter[str]) -> list[_Image]:
+def _listed(place: Path, split: str, passed_over: Counter[str]) -> list[_Image]:
     """The images of a split, all with a WNID or all without. Raises DataError where there are none."""
     images = list(_in_folder(place, passed_over) if place.is_dir() else _in_archive(place, passed_over))
+    foreign = next((image for image in images if image.split not in ("", split)), None)
+    if foreign is not None:
+        raise DataError(f"{place} is {split} by its name, but holds {foreign.name} in a folder {foreign.split}: give the archive itself")
+    return _checked(images, place)
+
+
+def _in_one_archive(archive: Path, passed_over: Counter[str]) -> dict[str, list[_Image]]:
+    """The images of each split of an archive: told by its folders, or else by its name, or else by whether there are classes."""
+    groups: dict[str, list[_Image]] = defaultdict(list)
+    for image in _in_archive(archive, passed_over):
+        groups[image.split].append(image)
+    by_name = splits_in(archive.stem)
+    splits: dict[str, list[_Image]] = defaultdict(list)
+    for told, images in groups.items():
+        guessed = "train" if images[0].wnid else "val"
+        splits[told or (min(by_name) if len(by_name) == 1 else guessed)] += images
+    if len(splits) > 1:
+        passed_over["image of test, whose labels are secret"] += len(splits.pop("test", ()))
+    if not splits or "test" in splits:
+        raise DataError(f"{archive} holds no images{' but those of test' if splits else ''}: unpack, copy or download it again")
+    return {split: _checked(images, archive) for split, images in splits.items()}
+
+
+def _checked(images: list[_Image], place: Path) -> list[_Image]:
+    """These images, if there are any, and either all have a class or none has."""
     flat = next((image for image in images if not image.wnid), None)
     classed = next((image for image in images if image.wnid), None)
     if flat and classed:
@@ -191,28 +226,42 @@ def _in_folder(folder: Path, passed_over: Counter[str]) -> Iterator[_Image]:
 
 
 def _in_archive(archive: Path, passed_over: Counter[str]) -> Iterator[_Image]:
-    """Images that lie in a tar, or in a <wnid>.tar in it."""
+    """Images that lie in a tar, in its class folders or not, or in a <wnid>.tar in it."""
     try:
         with archive.open("rb", buffering=0) as file:
             window = Window(file.fileno())
             for outer in members(window, archive, 0, os.fstat(file.fileno()).st_size):
-                name = PurePosixPath(outer.name)
-                if name.suffix != ".tar" or not _is_wnid(name.stem):
-                    yield from _member(archive, "", outer.name, outer.offset, outer.size, passed_over)
+                path = PurePosixPath(outer.name)
+                if path.suffix != ".tar" or not _is_wnid(path.stem):
+                    yield from _member(archive, path, outer, window, passed_over)
                     continue
-                for inner in members(window, archive / name.name, outer.offset, outer.offset + outer.size):
-                    yield from _member(archive, name.stem, inner.name, inner.offset, inner.size, passed_over)
+                for inner in members(window, archive / path.name, outer.offset, outer.offset + outer.size):
+                    file_in_class = path.with_suffix("") / PurePosixPath(inner.name).name
+                    yield from _member(archive, file_in_class, inner, window, passed_over)
     except OSError as error:
         raise DataError(f"{archive} cannot be read: {error.strerror}") from error
 
 
-def _member(archive: Path, wnid: str, name: str, offset: int, size: int, passed_over: Counter[str]) -> Iterator[_Image]:
-    """A member of an archive, if it is an image."""
-    file = PurePosixPath(name).name
-    if reason := why_no_image(file):
+def _member(archive: Path, path: PurePosixPath, member: Member, window: Window, passed_over: Counter[str]) -> Iterator[_Image]:
+    """A member of an archive, if it is an image. `path`: where it lies, with the folder of its class, if it has one."""
+    if reason := why_no_image(path.name, lambda: window.read(min(member.size, 16), member.offset)):
         passed_over[reason] += 1
-    else:
-        yield _Image(wnid, shown(f"{wnid}/{file}" if wnid else file), Piece(str(archive.parent), archive.name, offset, size))
+        return
+    folders = path.parts[:-1]
+    depth = next((depth for depth, folder in enumerate(folders) if _is_wnid(folder)), len(folders))
+    split = next((SPLITS[folder.lower()] for folder in reversed(folders[:depth]) if folder.lower() in SPLITS), "")
+    wnid = "".join(folders[depth : depth + 1])
+    name = "/".join(path.parts[depth:])
+    yield _Image(wnid, shown(utf8(name)), Piece(str(archive.parent), archive.name, member.offset, member.size), split)
+
+
+def _check_stems(images: Sequence[_Image], root: Path) -> None:
+    """Raise DataError where lists of labels, which leave out extensions, could not tell images of a flat val apart."""
+    names: dict[str, str] = {}
+    for image in images:
+        other = names.setdefault(_stem(image.name), image.name)
+        if other != image.name:
+            raise DataError(f"{root}: val has {other} and {image.name}, whose labels cannot be told apart: rename or remove one")
 
 
 def _labelled(images: Sequence[_Image], told: _Told) -> list[_Image]:
@@ -242,17 +291,16 @@ def _read_labels(where: Path, names: Sequence[str]) -> _Told:
     for line, row in rows:
         if len(row) == 1:
             raise DataError(f"{where}, line {line}: {row[0]!r} stands alone, but other lines have a name and a WNID: mend it")
-        wnids[_stem(row[0])] = _wnid(row[1], where, line)
+        wnid = _wnid(row[1], where, line)
+        before = wnids.setdefault(_stem(row[0]), wnid)
+        if before != wnid:
+            raise DataError(f"{where}, line {line}: {row[0]!r} is of the class {wnid}, but a line above says {before}: keep one")
     return _Told(where, wnids)
 
 
 def _bytes(folder: Path, file: str) -> bytes:
     """A file of the development kit, or another that tells labels."""
-    path = next((path for path in (folder / file, folder / "data" / file) if path.is_file()), folder / file)
-    try:
-        return Piece(str(path.parent), path.name).read()
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+    return bytes_of(next((path for path in (folder / file, folder / "data" / file) if path.is_file()), folder / file))
 
 
 def _rows(data: bytes, where: Path) -> list[tuple[int, list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cdmkit.component import Component, component, option
-from cdmkit.data.originals import check_there, folders_in, in_order, kept, shown, unknown
+from cdmkit.data.originals import check_there, folders_in, in_order, kept, shown, stated, unknown
 from cdmkit.errors import DataError, SetupError
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Original, Originals, Preparer
@@ -78,6 +79,17 @@ class Lsun(Preparer):
         return chosen
 
 
+class _Place(NamedTuple):
+    """Where an image lies: in which database, under which key."""
+
+    folder: str
+    key: bytes
+
+    def version(self) -> tuple[int, ...]:
+        """What differs where images do: size and time of change of the database."""
+        return stated(os.path.join(self.folder, "data.mdb"))
+
+
 class _Database(NamedTuple):
     """A folder with a `data.mdb`."""
 
@@ -99,7 +111,7 @@ class _Database(NamedTuple):
         try:
             with _opened(place).begin() as transaction, transaction.cursor() as cursor:
                 for key in cursor.iternext(keys=True, values=False):
-                    yield Original(shown(f"{self.folder.name}/{key.decode('utf-8', 'surrogateescape')}"), label, (place, key))
+                    yield Original(shown(os.fsencode(f"{self.folder.name}/") + key), label, _Place(place, key))
         except lmdb.Error as error:
             raise DataError(f"{place} is damaged: {error}: copy or download it again") from None
 

@@ -176,6 +176,17 @@ def test_folder_of_either(published: Path) -> None:
     assert "cifar-10-batches-bin" in str(Cifar10().look(published).splits["train"][0].place)
 
 
+def test_versions(published: Path, python: Path, space: Path) -> None:
+    """Row, size and time of the batch's file, or of the archive, without reading either."""
+    for folder, suffix in ((published / "cifar-10-batches-bin", ".bin"), (python, "")):
+        place = Cifar10().look(folder).splits["val"][7].place
+        status = (folder / f"test_batch{suffix}").stat()
+        assert place.version() == (7, status.st_size, status.st_mtime_ns)
+    archive = pack(space / "cifar-10-binary.tar.gz", published / "cifar-10-batches-bin")
+    place = Cifar10().look(archive).splits["train"][0].place
+    assert place.version() == (0, archive.stat().st_size, archive.stat().st_mtime_ns)
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_pickles_of_python_3(python: Path, protocol: int) -> None:
     """A version that was written anew has the same content."""
@@ -259,6 +270,15 @@ def test_damaged_pickles(python: Path, data: bytes) -> None:
     """Whatever they are: one error that names the file."""
     replace(python / "data_batch_1", data)
     with pytest.raises(DataError, match="data_batch_1"):
+        Cifar10().look(python)
+
+
+@pytest.mark.parametrize("opcode", [b"\x85", b"\x86"])
+def test_deep_pickles(python: Path, opcode: bytes) -> None:
+    """A tuple in a tuple, and so on: what would exhaust Python's stack is refused as all else."""
+    item = b"N" if opcode == b"\x86" else b""
+    replace(python / "data_batch_1", b"\x80\x02})" + (item + opcode) * 100_000 + b"K\x01s.")
+    with pytest.raises(DataError, match="data_batch_1 is not the pickle that CIFAR-10 has"):
         Cifar10().look(python)
 
 

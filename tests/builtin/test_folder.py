@@ -24,6 +24,9 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
+PNG = b"\x89PNG\r\n\x1a\n and more"
+
+
 def listed(originals: Originals) -> dict[str, dict[str, int]]:
     """Labels by name, by split."""
     return {split: {original.name: original.label for original in images} for split, images in originals.splits.items()}
@@ -49,13 +52,46 @@ def test_reads_each_file(tmp_path: Path) -> None:
     assert [preparer.read(original) for original in originals.splits["train"]] == [b"a/1.jpg", b"b/2.jpg"]
 
 
-def test_validation_is_val(tmp_path: Path) -> None:
-    """By either name, but not by both."""
-    touch(tmp_path, "train/a/1.jpg", "validation/a/2.jpg")
-    assert listed(Folder().look(tmp_path))["val"] == {"validation/a/2.jpg": 0}
-    touch(tmp_path, "val/a/2.jpg")
-    with pytest.raises(DataError, match="both val and validation"):
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("train", "validation", "test"), ("Train", "Val", "Test"), ("training", "valid", "testing"), ("TRAINING", "dev", "test")],
+)
+def test_other_names_of_splits(tmp_path: Path, train: str, val: str, test: str) -> None:
+    """By the usual names, in any case: they are never classes, and never dropped."""
+    touch(tmp_path, f"{train}/a/1.jpg", f"{train}/b/1.jpg", f"{val}/b/2.jpg", f"{test}/a/3.jpg")
+    found = Folder().look(tmp_path)
+    assert listed(found) == {
+        "train": {f"{train}/a/1.jpg": 0, f"{train}/b/1.jpg": 1},
+        "val": {f"{val}/b/2.jpg": 1},
+        "test": {f"{test}/a/3.jpg": 0},
+    }
+    assert found.passed_over == {}
+    assert [Folder().read(original) for original in found.splits["val"]] == [f"{val}/b/2.jpg".encode()]
+
+
+@pytest.mark.parametrize("names", [("val", "validation"), ("Val", "val"), ("dev", "valid"), ("Train", "train")])
+def test_two_names_of_one_split(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Which of them is meant is not guessed."""
+    touch(tmp_path, "train/a/1.jpg", f"{names[0]}/a/2.jpg", f"{names[1]}/a/2.jpg")
+    with pytest.raises(DataError, match=f"both {names[0]} and {names[1]}, which are the same split"):
         Folder().look(tmp_path)
+
+
+def test_folders_called_much_like_splits(tmp_path: Path) -> None:
+    """Beside splits they are passed over under their names; alone they are no classes, though not all folders have images."""
+    touch(tmp_path, "train/a/1.jpg", "val_images/a/1.jpg", "val_images/a/2.jpg", "vaild/a/1.jpg", "docs/1.png")
+    assert Folder().look(tmp_path).passed_over == {
+        "image beside the splits, in val_images: is it a split?": 2,
+        "image beside the splits, in vaild: is it a split?": 1,
+        "image beside the splits": 1,
+    }
+    touch(tmp_path / "coco", "train2017/1.jpg", "val2017/1.jpg", "annotations/instances.json")
+    with pytest.raises(DataError, match=r"holds train2017 and val2017, but no train: rename them"):
+        Folder().look(tmp_path / "coco")
+    touch(tmp_path / "flat", "train_1.jpg", "test_1.jpg")
+    assert len(Folder().look(tmp_path / "flat").splits["train"]) == 2
+    touch(tmp_path / "classes", "bullet train/1.jpg", "bus/1.jpg")
+    assert Folder().look(tmp_path / "classes").classes == ("bullet train", "bus")
 
 
 def test_no_splits(tmp_path: Path) -> None:
@@ -66,7 +102,9 @@ def test_no_splits(tmp_path: Path) -> None:
 
 def test_flat(tmp_path: Path) -> None:
     """Images that lie in no folders have no labels."""
-    found = Folder().look(touch(tmp_path, "2.jpg", "1.jpg", "no extension"))
+    touch(tmp_path, "2.jpg", "1.jpg")
+    (tmp_path / "no extension").write_bytes(PNG)
+    found = Folder().look(tmp_path)
     assert found.classes == ()
     assert listed(found) == {"train": {"1.jpg": -1, "2.jpg": -1, "no extension": -1}}
 
@@ -77,6 +115,15 @@ def test_without_labels(tmp_path: Path) -> None:
     found = Folder(labels=False).look(tmp_path)
     assert found.classes == ()
     assert listed(found) == {"train": {"train/2.jpg": -1, "train/a/1.jpg": -1}, "val": {"val/z/3.jpg": -1}}
+
+
+@pytest.mark.parametrize("names", [("a/1.jpg", "b/1.jpg"), ("1.jpg", "2.jpg"), ("train/a/1.jpg", "val/a/1.jpg")])
+def test_texts_beside_images(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Files such as LICENSE, which have no extension either, neither stop a data set nor are images."""
+    touch(tmp_path, *names, "LICENSE", "README", "Makefile")
+    found = Folder().look(tmp_path)
+    assert sorted(original.name for images in found.splits.values() for original in images) == list(names)
+    assert found.passed_over == ({} if names[0].startswith("train") else {"no image by its content": 3})
 
 
 def test_what_is_passed_over(tmp_path: Path) -> None:
@@ -96,7 +143,7 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     assert listed(found) == {"train": {"train/a/1.jpg": 0}}
     assert found.passed_over == {
         "hidden file": 1,
-        "no image by its name": 2,
+        "no image by its name (.txt)": 2,
         "empty class folder": 2,
         "image beside the splits": 3,
         "split without images": 1,
@@ -124,7 +171,7 @@ def test_names_of_any_kind(tmp_path: Path) -> None:
         (["train/a/1.jpg", "val/2.jpg"], "train has class folders, but val has none"),
         (["train/1.jpg", "val/a/2.jpg"], "val has class folders, but train has none"),
         (["train/cat/1.jpg", "val/cats/2.jpg"], r"val: train has no class 'cats': there are cat; did you mean \"cat\"\?"),
-        (["val/a/1.jpg", "test/a/2.jpg"], "holds val and test, but no train"),
+        (["val/a/1.jpg", "test/a/2.jpg"], "holds test and val, but no train"),
         (["train/1.jpg", "bus/2.jpg"], "if train is a class"),
         (["train/.x.jpg", "val/a/1.jpg"], "no images under .*train: .*1 x hidden file"),
         (["notes.txt"], r"no images under .*looked for \*.jpg.*1 x no image by its name"),

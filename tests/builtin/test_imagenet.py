@@ -254,16 +254,106 @@ def test_without_scipy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kit = write(tmp_path / "kit", devkit())
     real = builtins.__import__
 
-    def without(name: str, *arguments: Any) -> Any:
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
         if name.startswith("scipy"):
             raise ImportError
-        return real(name, *arguments)
+        return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(SetupError, match=r"pip install 'cdmkit\[imagenet\]'"):
         ImageNet(val_labels=str(kit)).look(tmp_path)
     write(tmp_path, LISTS["kaggle"]())
     assert listed(ImageNet().look(tmp_path), "val") == VAL_LABELS
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "train/", "ILSVRC/Data/CLS-LOC/train/"])
+def test_archive_of_class_folders(tmp_path: Path, prefix: str) -> None:
+    """A folder tells the class in an archive too, whatever lies above it; deeper folders mean nothing."""
+    deep = {f"{A}/deep/x.JPEG": b"deep"}
+    write(tmp_path, {"images.tar": tar({prefix + name: data for name, data in (TRAIN | deep).items()})})
+    found = ImageNet().look(tmp_path / "images.tar")
+    assert (found.classes, list(found.splits)) == ((A, B, C), ["train"])
+    assert listed(found, "train") == {name: [A, B, C].index(name[:9]) for name in sorted(TRAIN | deep)}
+    assert contents(found, "train") == TRAIN | deep
+
+
+@pytest.mark.parametrize("layout", ["folders", "archives"])
+def test_archive_of_both_splits(tmp_path: Path, layout: str) -> None:
+    """Its folders tell them: val is not merged into train, and test, which has no labels, is counted."""
+    classed = {f"val/{C}/x.JPEG": b"x", f"Val/{A}/y.JPEG": b"y"}
+    if layout == "folders":
+        train = {f"train/{name}": data for name, data in TRAIN.items()}
+    else:
+        train = {f"train/{wnid}.tar": tar({name[10:]: data for name, data in TRAIN.items() if name.startswith(wnid)}) for wnid in (C, A, B)}
+    write(tmp_path, {"all.tar": tar({**classed, **train, "test/t.JPEG": b"t"})})
+    found = ImageNet().look(tmp_path / "all.tar")
+    assert listed(found, "train") == {name: [A, B, C].index(name[:9]) for name in TRAIN}
+    assert listed(found, "val") == {f"{A}/y.JPEG": 0, f"{C}/x.JPEG": 2}
+    assert contents(found, "train") == TRAIN
+    assert found.passed_over == {"image of test, whose labels are secret": 1}
+    write(tmp_path, {"flat.tar": tar({f"val/{name}": data for name, data in VAL.items()} | train), **LISTS["names"]()})
+    assert listed(ImageNet().look(tmp_path / "flat.tar"), "val") == VAL_LABELS
+
+
+def test_archive_whose_name_tells_its_split(tmp_path: Path) -> None:
+    """Where its folders do not. What contradicts the name that is published is an error, as is an archive of test."""
+    sorted_val = {f"{B}/x.JPEG": b"x", f"{A}/y.JPEG": b"y"}
+    write(tmp_path, {"imagenet_val.tar": tar(sorted_val)})
+    assert list(ImageNet().look(tmp_path / "imagenet_val.tar").splits) == ["val"]
+    write(tmp_path / "published", {"ILSVRC2012_img_train.tar": tar(TRAIN), "ILSVRC2012_img_val.tar": tar(sorted_val)})
+    assert listed(ImageNet().look(tmp_path / "published"), "val") == {f"{A}/y.JPEG": 0, f"{B}/x.JPEG": 1}
+    write(tmp_path / "mixed", {"ILSVRC2012_img_train.tar": tar({f"val/{A}/x.JPEG": b"", **TRAIN})})
+    with pytest.raises(DataError, match=f"is train by its name, but holds {A}/x.JPEG in a folder val"):
+        ImageNet().look(tmp_path / "mixed")
+    write(tmp_path, {"ILSVRC2012_img_test.tar": tar({"x.JPEG": b""})})
+    with pytest.raises(DataError, match="holds no images but those of test"):
+        ImageNet().look(tmp_path / "ILSVRC2012_img_test.tar")
+
+
+@pytest.mark.parametrize("layout", ["tar", "folder"])
+def test_images_of_one_stem(tmp_path: Path, layout: str) -> None:
+    """A list of labels could not tell them apart: they would share one, and a class might vanish."""
+    images = {"a.JPEG": b"1", "a.png": b"2", "b.JPEG": b"3"}
+    write(tmp_path, {"val.tar": tar(images)} if layout == "tar" else {f"val/{name}": data for name, data in images.items()})
+    write(tmp_path, {"val_labels.txt": f"{A}\n{B}\n{C}\n".encode()})
+    with pytest.raises(DataError, match=r"val has a.JPEG and a.png, whose labels cannot be told apart"):
+        ImageNet().look(tmp_path / "val.tar" if layout == "tar" else tmp_path)
+
+
+def test_rows_that_contradict_each_other(tmp_path: Path) -> None:
+    """An image of two classes is an error, one that is listed twice is none."""
+    text = LISTS["names"]()["val_labels.txt"]
+    write(tmp_path, {"val_labels.txt": text + text})
+    assert listed(ImageNet().look(val_tar(tmp_path)), "val") == VAL_LABELS
+    write(tmp_path, {"val_labels.txt": text + f"{next(iter(VAL))} {A}\n".encode()})
+    with pytest.raises(DataError, match=f"val_labels.txt, line 5: 'ILSVRC2012_val_00000001.JPEG' is of the class {A}, .* above says {B}"):
+        ImageNet().look(tmp_path)
+
+
+def test_labels_that_nothing_needs(tmp_path: Path) -> None:
+    """What is given for nothing is told: there is no file, no val, or a val that is sorted."""
+    write(tmp_path / "train", TRAIN)
+    with pytest.raises(DataError, match=r"val_labels = 'gone.txt' does not exist"):
+        ImageNet(val_labels="gone.txt").look(tmp_path)
+    (tmp_path / "given.txt").write_text("?")
+    given = ImageNet(val_labels=str(tmp_path / "given.txt"))
+    with pytest.raises(DataError, match="has no val: leave it empty"):
+        given.look(tmp_path)
+    write(tmp_path / "val", {f"{C}/x.JPEG": b"x"})
+    with pytest.raises(DataError, match="has val in a folder per class, which tells them: leave it empty"):
+        given.look(tmp_path)
+
+
+def test_texts_beside_images(tmp_path: Path) -> None:
+    """LICENSE has no extension, and is no image of a flat val, in a folder or an archive."""
+    write(tmp_path, LISTS["names"]())
+    write(tmp_path / "val", {**VAL, "LICENSE": b"MIT"})
+    write(tmp_path, {"x.tar": tar({**VAL, "LICENSE": b"MIT", "EMPTY": b"", "picture": b"\xff\xd8\xff\xe0" + bytes(99)})})
+    found = ImageNet().look(tmp_path)
+    assert (listed(found, "val"), found.passed_over) == (VAL_LABELS, {"no image by its content": 1})
+    write(tmp_path, {"val_labels.txt": LISTS["names"]()["val_labels.txt"] + f"picture {A}".encode()})
+    found = ImageNet().look(tmp_path / "x.tar")
+    assert (listed(found, "val"), found.passed_over) == (VAL_LABELS | {"picture": 0}, {"no image by its content": 2})
 
 
 def test_what_is_passed_over(tmp_path: Path) -> None:
@@ -276,14 +366,15 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     assert found.passed_over == {
         "image in a folder whose name is no WNID": 1,
         "hidden file": 1,
-        "no image by its name": 2,
+        "no image by its name (.xml)": 1,
+        "no image by its name (.txt)": 1,
         "empty class folder": 1,
         "archive beside the folder of its images": 1,
     }
     inner = tar({f"./{A}_1.JPEG": b"1", f"./._{A}_1.JPEG": b"", "notes.txt": b""})
     found = ImageNet().look(write(tmp_path / "packed", {"x.tar": tar({f"./{A}.tar": inner, "sums.md5": b""})}) / "x.tar")
     assert listed(found, "train") == {f"{A}/{A}_1.JPEG": 0}
-    assert found.passed_over == {"hidden file": 1, "no image by its name": 2}
+    assert found.passed_over == {"hidden file": 1, "no image by its name (.txt)": 1, "no image by its name (.md5)": 1}
 
 
 def test_unpacking_that_has_not_begun(tmp_path: Path) -> None:

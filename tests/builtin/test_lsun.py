@@ -56,6 +56,15 @@ def test_one_database(tmp_path: Path) -> None:
     assert found.classes == ()
 
 
+def test_versions(tmp_path: Path) -> None:
+    """Another size or time of the database is told without reading it; once in a process."""
+    one, two = write(tmp_path / "cat", "cat 1"), write(tmp_path / "dog", "dog 1")
+    os.utime(two / "data.mdb", ns=(1, 10**9))
+    versions = {original.name[:3]: original.place.version() for original in Lsun().look(tmp_path).splits["train"]}
+    assert versions["dog"] == ((two / "data.mdb").stat().st_size, 10**9)
+    assert versions["cat"] == ((one / "data.mdb").stat().st_size, (one / "data.mdb").stat().st_mtime_ns)
+
+
 def test_several_databases(several: Path) -> None:
     """Each goes to its split, an object set to train; folders without a database are passed over."""
     found = Lsun().look(several)
