@@ -79,7 +79,8 @@ class Loader(Batches):
     def ready(self, seconds: float) -> bool:
         """Wait for the next batch, no longer than this; whether it is there."""
         self._fill()
-        return not wait(self._coming[0][1], seconds).not_done
+        parts = self._coming[0][1]
+        return all(part.done() for part in parts) or not wait(parts, seconds).not_done
 
     @property
     def skipped(self) -> int:

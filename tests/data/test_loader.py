@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cdmkit.data import loader as module
 from cdmkit.data.loader import Loader
 from cdmkit.data.order import Order
 from cdmkit.errors import DataError
@@ -144,3 +145,39 @@ def test_close_ends_the_threads() -> None:
     loader.close()
     assert threading.active_count() == before
     assert sum(begun) < 2 * 640
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_waiting_for_a_batch_can_be_cut_short(workers: int) -> None:
+    """Whether the next batch is there is told after a while; waiting takes nothing away from the stream."""
+    go_on = threading.Event()
+
+    def waits(indices: Tensor) -> tuple[Tensor, Tensor]:
+        if workers:
+            go_on.wait(20)
+        return read(indices)
+
+    with Loader(waits, Order(COUNT, 0), batch=8, workers=workers) as loader:
+        assert loader.ready(0.05) == (workers == 0)
+        go_on.set()
+        assert loader.ready(20)
+        assert torch.equal(next(loader).positions, torch.arange(8))
+        assert loader.ready(20)
+        assert torch.equal(next(loader).positions, torch.arange(8, 16))
+
+
+def test_closing_does_not_wait_long_for_what_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that hangs is left to itself."""
+    monkeypatch.setattr(module, "_PATIENCE", 0.2)
+    go_on = threading.Event()
+
+    def hangs(indices: Tensor) -> tuple[Tensor, Tensor]:
+        go_on.wait(20)
+        return read(indices)
+
+    loader = Loader(hangs, Order(COUNT, 0), batch=8)
+    assert not loader.ready(0.05)
+    began = time.monotonic()
+    loader.close()
+    assert time.monotonic() - began < 5
+    go_on.set()
