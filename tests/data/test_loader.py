@@ -181,3 +181,5 @@ def test_closing_does_not_wait_long_for_what_does_not_come(monkeypatch: pytest.M
     loader.close()
     assert time.monotonic() - began < 5
     go_on.set()
+    for thread in [each for each in threading.enumerate() if each.name.startswith(module.THREADS)]:
+        thread.join(20)
