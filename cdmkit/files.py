@@ -47,6 +47,34 @@ def json_text(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with a checksum of itself, as `read_sealed` wants it."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return {**value, "checksum": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """An object that was sealed and then written by `write_json`. Raises ValueError where it is not so, down to every byte."""
+    text = path.read_bytes()
+    try:
+        value: dict[str, Any] = json.loads(text)
+        whole = {key: item for key, item in value.items() if key != "checksum"}
+        good = json_text(sealed(whole)).encode() == text
+    except (AttributeError, RecursionError) as error:
+        raise ValueError(f"no object: {error}") from None
+    if not good:
+        raise ValueError("not as it was written")
+    return value
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those that it lies in, where they are missing. They are on the disk when this returns."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:

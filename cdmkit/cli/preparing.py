@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,7 @@ from cdmkit.errors import RecipeError, UsageError
 if TYPE_CHECKING:
     from cdmkit.catalog import Catalog
     from cdmkit.cli.bars import Bars
-    from cdmkit.preparing import Forecast, Prepared, Step
+    from cdmkit.preparing import Prepared, Step
     from cdmkit.preparing.plan import Plan
 
 T = TypeVar("T")
@@ -45,7 +46,8 @@ _MOST_CLASSES = 20
 @click.option(
     "--max-reject", type=click.FloatRange(0, 1), default=0.001, show_default=True, help="The share of images that may be unusable."
 )
-@click.option("--replace", is_flag=True, help="Remove the data set of other settings or images that is in OUT.")
+@click.option("--replace", is_flag=True, help="Remove the data set that is in OUT, and begin anew.")
+@click.option("--check", is_flag=True, help="Read the shards that are done, and make anew those that are not as they were written.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be made, from a few images; write nothing.")
 @json_option
 def prepare(
@@ -56,18 +58,19 @@ def prepare(
     workers: int | None,
     max_reject: float,
     replace: bool,
+    check: bool,
     dry_run: bool,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Make shards in the folder OUT of the images in SRC, as the preparer KIND reads them (`cdmkit components preparer` lists those).
+    """Make shards in the folder OUT of the images in SRC, as the preparer KIND reads them: folder, imagenet, lsun, cifar10 or shards, and
+    what plugins bring (`cdmkit components preparer` lists all).
 
     Prints the path of OUT/dataset.json, which is written last. Stopped at any instant, the same command goes on where it was, and ends
     with the same bytes; so it does with any number of workers. Images that cannot be used are listed in OUT/rejects.tsv.
     """
     from cdmkit import preparing
     from cdmkit.cli.bars import Bars
-    from cdmkit.preparing.folder import free_space
 
     catalog = loaded_plugins().catalog
     values = {name: value for name, value in given.items() if value is not None}
@@ -75,13 +78,33 @@ def prepare(
     plan, passed_over = preparing.plan(_preparer(kind, options, catalog), source, settings)
     for why, count in passed_over.items():
         click.echo(f"passed over: {why} ({count:,})", err=True)
+    for split in plan.splits:
+        if len(split.shards) < settings.min_shards:
+            click.echo(f"{split.name}: too few images for --min-shards {settings.min_shards:,}: {len(split.shards):,}", err=True)
     if dry_run:
-        _print_forecast(plan, preparing.forecast(plan), free_space(out), as_json)
+        _forecast(plan, out, max_reject, replace, as_json)
         return
-    with Bars() as bars:
-        made = preparing.prepare(plan, out, workers=workers, max_reject=max_reject, replace=replace, tell=Pace(bars))
+    with Bars() as bars, _told_how_far(plan, out, replace, as_json):
+        made = preparing.prepare(plan, out, workers=workers, max_reject=max_reject, replace=replace, check=check, tell=Pace(bars))
     _tell(made)
     print_json({"dataset": str(made.path), **made.card}) if as_json else click.echo(str(made.path))
+
+
+@contextlib.contextmanager
+def _told_how_far(plan: Plan, out: Path, replace: bool, as_json: bool) -> Iterator[None]:
+    """Say what is done where the work is stopped, and print counts where it is in vain."""
+    from cdmkit.preparing import TooManyRejects, finished_shards
+
+    try:
+        yield
+    except TooManyRejects as error:
+        if as_json:
+            print_json({"dataset": None, **error.table})
+        raise
+    except KeyboardInterrupt:
+        again = "the same command without --replace" if replace else "the same command"
+        click.echo(f"interrupted: {finished_shards(out):,} of {len(plan.shards):,} shards are done; {again} goes on from there", err=True)
+        raise click.exceptions.Exit(130) from None
 
 
 def _preparer(kind: str, options: tuple[str, ...], catalog: Catalog) -> Any:
@@ -118,18 +141,33 @@ def _flag(path: Iterable[str | int]) -> str:
     return ".".join(map(str, path)).replace("_", "-")
 
 
-def _print_forecast(plan: Plan, expected: dict[str, Forecast], free: int, as_json: bool) -> None:
-    """What would be made, and whether there is room."""
+def _forecast(plan: Plan, out: Path, max_reject: float, replace: bool, as_json: bool) -> None:
+    """What would be made, what of the source cannot be used, and whether there is room."""
     import attrs
 
-    needed = sum(each.bytes for each in expected.values())
+    from cdmkit.preparing import forecast
+    from cdmkit.preparing.folder import free_space, obstacle
+    from cdmkit.preparing.rejects import advice, often, total
+
+    expected, refused = forecast(plan), obstacle(plan, out, replace)
+    needed, free = sum(each.bytes for each in expected.values()), free_space(out)
+    tried, causes = total(expected)
+    beyond = causes.total() > max_reject * tried
     if as_json:
         splits = {name: attrs.asdict(each) for name, each in expected.items()}
-        print_json({"classes": len(plan.classes), "splits": splits, "bytes": needed, "free": free})
+        told = {"splits": splits, "bytes": needed, "free": free, "rejected_beyond_limit": beyond, "obstacle": refused}
+        print_json({"classes": len(plan.classes), **told})
         return
     rows = ((name, f"{f.images:,}", f"{f.shards:,}", _size(f.bytes), f"{f.rejected} of {f.tried}") for name, f in expected.items())
     print_table(("split", "images", "shards", "about", "rejected of those tried"), rows)
-    click.echo(f"{len(plan.classes):,} classes; about {_size(needed)} in all, {_size(free)} free")
+    classes = f"{len(plan.classes):,} class{'es' if len(plan.classes) != 1 else ''}"
+    click.echo(f"{classes}; about {_size(needed)} in all, {_size(free)} free{'' if needed < free else ': too little room'}")
+    if causes:
+        click.echo(f"rejected most often: {often(causes)}.{advice(plan, causes)}")
+    if beyond:
+        click.echo(f"that share is more than --max-reject {max_reject:g} allows")
+    if refused:
+        click.echo(refused)
 
 
 def _size(count: float) -> str:
@@ -143,12 +181,12 @@ def _size(count: float) -> str:
 def _tell(made: Prepared) -> None:
     """Say what a data set holds, on stderr."""
     from cdmkit.preparing import per_class
+    from cdmkit.preparing.rejects import counted
 
-    if not made.made:
-        click.echo(f"{made.path.parent}: finished already, unchanged", err=True)
+    if made.note:
+        click.echo(f"{made.path.parent}: {made.note}", err=True)
     for name, split in made.card["splits"].items():
-        shards = len(split["shards"])
-        kept = f"{split['samples']:,} images in {shards:,} shard{'s' if shards > 1 else ''}"
+        kept = f"{counted(split['samples'])} in {counted(len(split['shards']), 'shard')}"
         click.echo(f"{name}: {kept}, {split['rejected']:,} rejected, {split['enlarged']:,} enlarged", err=True)
     counts = {name: each for name, each in per_class(made.card).items() if any(each)}
     names = made.card["classes"]
@@ -159,7 +197,10 @@ def _tell(made: Prepared) -> None:
     for split, each in counts.items():
         few, many = each.index(min(each)), each.index(max(each))
         facts = f"{each[few]:,} ({names[few]}) to {each[many]:,} ({names[many]}) images"
-        click.echo(f"{split}: {len(names):,} classes of {facts}; {each.count(0):,} are empty", err=True)
+        if each[few] == each[many]:
+            facts = f"{counted(each[few])} each"
+        empty = each.count(0)
+        click.echo(f"{split}: {len(names):,} classes of {facts}; {empty:,} {'is' if empty == 1 else 'are'} empty", err=True)
 
 
 class Pace:
@@ -178,4 +219,5 @@ class Pace:
             self._split, self._first, self._began = step.split, step.done, now
         rate = (step.done - self._first) / max(now - self._began, 1e-9)
         left = (step.total - step.done) / rate if rate and step.done < step.total else None
-        self._bars.advance(step.split, step.done, step.total, f"{rate:.0f} images/s  {step.rejected:,} rejected", left)
+        rejected = f"  {step.rejected:,} rejected" if step.of == "images" else ""
+        self._bars.advance(step.split, step.done, step.total, f"{rate:.0f} {step.of}/s{rejected}", left)

@@ -7,21 +7,24 @@ import hashlib
 import io
 import json
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from PIL import features
+
 from cdmkit import __version__
-from cdmkit.files import digest, json_text, write_text, written
+from cdmkit.files import digest, read_sealed, sealed, write_text, written
 from cdmkit.preparing.plan import Plan, Shard
-from cdmkit.preparing.write import PARTS, Part, escaped, rows_of
+from cdmkit.preparing.write import Part, Rejected, escaped, rows_of
 
 CARD, MANIFEST, REJECTS = "dataset.json", "manifest.tsv.gz", "rejects.tsv"
 
-SEAL = frozenset({"files", "records", "checksum"})
-"""The keys of a card that make every byte beside the shards count."""
+SEAL = frozenset({"files", "checksum"})
+"""The keys of a card that make every byte of it and of the files beside it count."""
 
 Parts = Mapping[Shard, Part]
 """The record of every shard, in order."""
@@ -29,10 +32,17 @@ Parts = Mapping[Shard, Part]
 
 def tools() -> dict[str, str]:
     """The versions of what decides the bytes of an image."""
-    return {"cdmkit": __version__, "pillow": version("pillow"), "simplejpeg": version("simplejpeg")}
+    png = features.version("zlib_ng") or features.version("zlib") or "none"
+    return {
+        "cdmkit": __version__,
+        "pillow": version("pillow"),
+        "pillow-zlib": png,
+        "simplejpeg": version("simplejpeg"),
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
+    }
 
 
-def make_card(plan: Plan, parts: Parts, name: str) -> dict[str, Any]:
+def make_card(plan: Plan, parts: Parts, name: str, license: str) -> dict[str, Any]:
     """The content of `dataset.json`: equal for equal data sets, so neither times nor absolute paths."""
     settings = plan.settings.plain()
     splits = {split.name: _split({shard: parts[shard] for shard in split.shards}) for split in plan.splits}
@@ -40,11 +50,11 @@ def make_card(plan: Plan, parts: Parts, name: str) -> dict[str, Any]:
         "format": 1,
         "name": name,
         "source": plan.source,
-        "license": settings["license"],
+        "license": license,
         "classes": [escaped(each) for each in plan.classes],
         "resolution": next((part.side for part in parts.values() if part.samples), None),
         **{key: settings[key] for key in ("crop", "encoding", "exif", "min_side", "seed")},
-        "tools": {tool: ", ".join(sorted({part.tools[tool] for part in parts.values()})) for tool in tools()},
+        "tools": {tool: ", ".join(sorted({part.tools.get(tool, "unknown") for part in parts.values()})) for tool in tools()},
         "splits": splits,
     }
     return {**card, "fingerprint": _fingerprint(card)}
@@ -71,10 +81,9 @@ def _fingerprint(card: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sealed(card: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """A card with what makes every byte of its folder count: digests of the files beside the shards, and of itself."""
-    whole = {**card, "files": {name: digest(out / name) for name in (MANIFEST, REJECTS)}, "records": _records(out)}
-    return {**whole, "checksum": _checksum(whole)}
+def sealed_card(card: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """A card with the digests of the files beside the shards, and a checksum of itself."""
+    return sealed({**card, "files": {name: digest(out / name) for name in (MANIFEST, REJECTS)}})
 
 
 def unsealed(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,39 +93,30 @@ def unsealed(card: Mapping[str, Any]) -> dict[str, Any]:
 
 def card_faults(out: Path, card: Mapping[str, Any]) -> Iterator[str]:
     """What in a folder is not as its sealed card says, beside the shards."""
-    whole = {key: value for key, value in card.items() if key != "checksum"}
-    if card.get("checksum") != _checksum(whole) or (out / CARD).read_text("utf-8") != json_text(card):
-        yield f"{out / CARD} is not as it was written: prepare again"
-    for name, sha256 in card.get("files", {}).items():
+    again = "the same `cdmkit data prepare` again writes it anew"
+    try:
+        read_sealed(out / CARD)
+    except (OSError, ValueError):
+        yield f"{out / CARD} is not as it was written: {again}"
+    files = card.get("files")
+    for name in (MANIFEST, REJECTS):
+        sha256 = files.get(name) if isinstance(files, dict) else None
         try:
             found = digest(out / name)
         except OSError as error:
-            yield f"{out / name} cannot be read: {error.strerror}"
+            yield f"{out / name} cannot be read ({error.strerror}): {again}"
         else:
             if found != sha256:
-                yield f"{out / name} is not as it was written: its SHA-256 is {found}, but {CARD} says {sha256}"
-    if card.get("records") != _records(out):
-        yield f"{out / PARTS} is not as it was written: prepare again, or remove it with the line `records` of {CARD}"
+                yield f"{out / name} is not as it was written: its SHA-256 is {found}, but {CARD} says {sha256}: {again}"
 
 
-def _checksum(card: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(card, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _records(out: Path) -> str:
-    """A digest of the records of all parts."""
-    found = hashlib.sha256()
-    for path in sorted((out / PARTS).iterdir()) if (out / PARTS).is_dir() else ():
-        found.update(f"{path.name} {digest(path)}\n".encode())
-    return found.hexdigest()
-
-
-def read_card(out: Path) -> Any:
-    """The content of the `dataset.json` in a folder, None where there is none."""
+def read_card(out: Path) -> dict[str, Any]:
+    """The content of the `dataset.json` in a folder, empty where there is none."""
     try:
-        return json.loads((out / CARD).read_bytes())
-    except (OSError, ValueError):
-        return None
+        card = json.loads((out / CARD).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return card if isinstance(card, dict) else {}
 
 
 def per_class(card: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -139,10 +139,9 @@ def write_manifest(out: Path, shards: Iterable[Shard]) -> None:
                 shutil.copyfileobj(rows, file)
 
 
-def write_rejects(out: Path, parts: Parts) -> None:
-    """Write which images are in no shard, and why."""
+def write_rejects(out: Path, rejected: Iterable[tuple[str, Rejected]]) -> None:
+    """Write which images, of which splits, are in no shard, and why."""
     text = io.StringIO()
     text.write("split\tsource\tcause\n")
-    for shard, part in parts.items():
-        text.writelines(f"{shard.split}\t{rejected.name}\t{rejected.cause}\n" for rejected in part.rejected)
+    text.writelines(f"{split}\t{each.name}\t{each.cause}\n" for split, each in rejected)
     write_text(out / REJECTS, text.getvalue())

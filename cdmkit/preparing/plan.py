@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from cdmkit.data.originals import Piece
 from cdmkit.draws import Stream
 from cdmkit.errors import DataError, UsageError
 from cdmkit.kinds import Original, Originals, Preparer
@@ -79,9 +81,11 @@ class Plan:
     classes: tuple[str, ...]
     listing: str
     """A digest of what the source lists: splits, names, labels and classes."""
+    root: Path | None = None
+    """The source, a file, a folder or a pattern, if there is one."""
 
     @classmethod
-    def of(cls, preparer: Preparer, originals: Originals, settings: Settings) -> Plan:
+    def of(cls, preparer: Preparer, originals: Originals, settings: Settings, root: Path | None = None) -> Plan:
         """Plan a data set. Raises DataError where what was listed cannot be one."""
         splits = tuple(Split.of(name, listed, settings) for name, listed in originals.splits.items() if len(listed))
         if not splits:
@@ -90,7 +94,7 @@ class Plan:
             if not re.fullmatch("[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*", split.name):
                 raise DataError(f"a split is called {split.name!r}: letters, digits, - and _ are wanted, for it becomes the name of files")
             _check_labels(split, len(originals.classes))
-        return cls(preparer, settings, splits, tuple(originals.classes), _listing(splits, originals.classes))
+        return cls(preparer, settings, splits, tuple(originals.classes), _listing(splits, originals.classes), root)
 
     @property
     def shards(self) -> list[Shard]:
@@ -114,12 +118,65 @@ class Plan:
     def terms(self) -> dict[str, Any]:
         """All that the shards' bytes depend on, beside the images and the tools. JSON."""
         settings = {name: value for name, value in self.settings.plain().items() if name != "license"}
-        return {"format": 1, "settings": settings, "source": self.source, "listing": self.listing}
+        return {"format": 2, "settings": settings, "source": self.source, "listing": self.listing}
+
+    def digests(self) -> dict[Shard, str]:
+        """For each shard a digest of `terms`, and of what tells the pictures in it from others of the same names."""
+        terms, versions = json.dumps(self.terms, sort_keys=True).encode(), _Versions()
+        found = {}
+        for split in self.splits:
+            for shard in split.shards:
+                digest = hashlib.sha256(terms + shard.stem.encode())
+                for original in split.at(shard.first, shard.count):
+                    digest.update(repr(versions.of(original.place)).encode("utf-8", "surrogateescape"))
+                found[shard] = digest.hexdigest()
+        return found
 
     @property
-    def digest(self) -> str:
-        """A digest of `terms`."""
-        return hashlib.sha256(json.dumps(self.terms, sort_keys=True).encode()).hexdigest()
+    def folders(self) -> set[str]:
+        """The folders of the files that are known to be read."""
+        return {each.place.folder for split in self.splits for each in split.originals if isinstance(each.place, Piece)}
+
+
+class _Versions:
+    """What tells the bytes at a place from others, without reading them: the size and time of files; not where they lie.
+
+    A place may have a method `version` that tells it. Of others, which must be equal in every run, absolute paths count as the files that
+    they mean, folders as their largest file, and all else as it is.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def of(self, place: Any) -> Any:
+        """That of a place. Equal bytes at another time make another one."""
+        if callable(version := getattr(place, "version", None)):
+            try:
+                return version()
+            except (DataError, OSError):
+                return ()
+        if isinstance(place, tuple):
+            return tuple(map(self.of, place))
+        if isinstance(place, str) and os.path.isabs(place):
+            return self._stamp(place)
+        return place
+
+    def _stamp(self, path: str) -> tuple[int, ...]:
+        """Asked for only once: an archive holds many images."""
+        if path not in self._known:
+            self._known[path] = _stamp(path)
+        return self._known[path]
+
+
+def _stamp(path: str) -> tuple[int, ...]:
+    """Size and time of a file, or of the largest one in a folder; nothing where there is none."""
+    try:
+        if os.path.isdir(path):
+            return max(((entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(path) if entry.is_file()), default=())
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns
 
 
 def _unplaced(value: Any) -> Any:

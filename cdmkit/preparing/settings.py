@@ -34,6 +34,7 @@ class Settings:
         None,
         help="side S of the square images; without it, every file is kept as it is, if it is square and of the size of the others",
         ge=1,
+        le=8192,
     )
     crop: Crop | None = option(None, help="the way to the square; adm if there is a resolution")
     min_side: int = option(0, help="images whose short side is below are rejected; 0 enlarges the small ones", ge=0)

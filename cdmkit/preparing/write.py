@@ -8,13 +8,13 @@ OUT/parts/train-00000.json      its record, written last: where it stands, the s
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import itertools
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,12 +24,15 @@ import cattrs
 from cdmkit.data.index import beside, write_index
 from cdmkit.data.tar import index_tar
 from cdmkit.data.writer import open_tar
-from cdmkit.files import write_json, written
+from cdmkit.files import digest, read_sealed, sealed, sync, write_json, written
 from cdmkit.kinds import Original
 from cdmkit.preparing.images import Made, Outcome, Refused
 from cdmkit.preparing.plan import Shard
 
 PARTS = "parts"
+
+PLAN = "plan.json"
+"""The file among the parts that tells what is made."""
 
 
 @attrs.frozen(kw_only=True)
@@ -47,17 +50,25 @@ class Part:
     """The record of a shard that is done."""
 
     digest: str
-    """That of the plan."""
+    """That of the plan for this shard."""
     samples: int
     """0 where all its images are rejected: then there is no shard."""
     bytes: int
     sha256: str
+    index_sha256: str
+    rows_sha256: str
+    """Of its lines of the manifest, compressed."""
     per_class: dict[str, int]
     enlarged: int
     side: int | None
     """Height and width of its images."""
     rejected: list[Rejected]
     tools: dict[str, str]
+
+    @property
+    def passing(self) -> bool:
+        """Whether it lacks images that may be read another time."""
+        return any(each.passing for each in self.rejected)
 
 
 def record_of(out: Path, shard: Shard) -> Path:
@@ -70,68 +81,106 @@ def rows_of(out: Path, shard: Shard) -> Path:
     return out / PARTS / f"{shard.stem}.tsv.gz"
 
 
-def read_part(out: Path, shard: Shard, digest: str) -> Part | None:
-    """The record of a shard, if the shard is done and of the plan with this digest."""
+def read_record(path: Path) -> Part | None:
+    """A record, if it is as it was written."""
     try:
-        part = cattrs.structure(json.loads(record_of(out, shard).read_bytes()), Part)
-        size = (out / shard.file).stat().st_size if part.samples else 0
-        whole = rows_of(out, shard).is_file() and (not part.samples or beside(out / shard.file).is_file())
-        done = part.digest == digest and size == part.bytes and whole
+        return cattrs.structure(read_sealed(path), Part)
     except (OSError, ValueError, KeyError, TypeError, cattrs.BaseValidationError):
         return None
-    return part if done else None
+
+
+def stands(out: Path, shard: Shard, part: Part, check: bool = False) -> bool:
+    """Whether what a record tells of is there. check: whether to read the shard too, which takes its time."""
+    path = out / shard.file
+    try:
+        if digest(rows_of(out, shard)) != part.rows_sha256:
+            return False
+        if not part.samples:
+            return not path.exists()
+        return path.stat().st_size == part.bytes and (not check or digest(path) == part.sha256)
+    except OSError:
+        return False
+
+
+def mend_index(out: Path, shard: Shard, part: Part) -> Part:
+    """Make the index of a shard anew where it is not as it was written, and note that; the record as it stands then."""
+    index = beside(out / shard.file)
+    with contextlib.suppress(OSError):
+        if not part.samples or digest(index) == part.index_sha256:
+            return part
+    write_index(index_tar(out / shard.file), index)
+    if digest(index) != part.index_sha256:  # another version wrote it
+        part = attrs.evolve(part, index_sha256=digest(index))
+        write_json(record_of(out, shard), sealed(attrs.asdict(part)))
+    return part
+
+
+Tell = Callable[[str, Rejected | None], None]
+"""Where each image is told of: its split, and why it is in no shard, if it is in none."""
 
 
 class Writer:
     """Writes the shards of a plan into a folder, one after the other."""
 
-    def __init__(self, out: Path, digest: str, tools: dict[str, str], side: int | None) -> None:
+    def __init__(self, out: Path, tools: dict[str, str], side: int | None) -> None:
         self._out = out
-        self._digest = digest
         self._tools = tools
         self._side = side
         """The side that all images must have: by default that of the first one."""
 
-    def write(self, shard: Shard, images: Iterable[tuple[Original, Outcome]]) -> Part:
-        """Write a shard, then its record. Raises OSError where they cannot be written, and then leaves neither."""
-        contents = _Contents(shard, self._side)
-        samples = contents.samples(images)
-        first = next(samples, None)
-        path, size, sha256 = self._out / shard.file, 0, ""
-        if first is None:
-            for stale in (path, beside(path)):  # an archive of nothing would be taken for a damaged one
-                stale.unlink(missing_ok=True)
-        else:
-            with written(path) as file:
-                counted = _Counted(file)
-                with open_tar(counted) as tar:
-                    for sample in itertools.chain([first], samples):
-                        tar.write(sample)
-            size, sha256 = counted.size, counted.sha256.hexdigest()
-            write_index(index_tar(path), beside(path))
+    def write(self, shard: Shard, mark: str, images: Iterable[tuple[Original, Outcome]], tell: Tell) -> Part:
+        """Write a shard, then its record, with the digest `mark`. Raises OSError where they cannot be written, and then leaves no record.
+
+        `tell` is told of each image, and may raise to end this.
+        """
+        record = record_of(self._out, shard)
+        if record.exists():  # it tells of another shard
+            record.unlink()
+            sync(record.parent)
+        contents = _Contents(shard, self._side, tell)
+        size, sha256, index = self._write(self._out / shard.file, contents.samples(images))
         self._side = contents.side
+        rows = gzip.compress("".join(contents.rows).encode(), mtime=0)
+        with written(rows_of(self._out, shard)) as file:
+            file.write(rows)
         part = Part(
-            digest=self._digest,
+            digest=mark,
             samples=contents.per_class.total(),
             bytes=size,
             sha256=sha256,
+            index_sha256=index,
+            rows_sha256=hashlib.sha256(rows).hexdigest(),
             per_class={str(label): count for label, count in sorted(contents.per_class.items()) if label >= 0},
             enlarged=contents.enlarged,
             side=contents.side,
             rejected=contents.rejected,
             tools=self._tools,
         )
-        with written(rows_of(self._out, shard)) as file:
-            file.write(gzip.compress("".join(contents.rows).encode(), mtime=0))
-        write_json(record_of(self._out, shard), attrs.asdict(part))
+        write_json(record, sealed(attrs.asdict(part)))
         return part
+
+    def _write(self, path: Path, samples: Iterator[dict[str, Any]]) -> tuple[int, str, str]:
+        """Write a shard and its index; the shard's size, and both digests."""
+        first = next(samples, None)
+        if first is None:
+            for stale in (path, beside(path)):  # an archive of nothing would be taken for a damaged one
+                stale.unlink(missing_ok=True)
+            return 0, "", ""
+        with written(path) as file:
+            counted = _Counted(file)
+            with open_tar(counted) as tar:
+                for sample in itertools.chain([first], samples):
+                    tar.write(sample)
+        write_index(index_tar(path), beside(path))
+        return counted.size, counted.sha256.hexdigest(), digest(beside(path))
 
 
 class _Contents:
     """What a shard comes to hold, gathered as it is written."""
 
-    def __init__(self, shard: Shard, side: int | None) -> None:
+    def __init__(self, shard: Shard, side: int | None, tell: Tell) -> None:
         self._shard = shard
+        self._tell = tell
         self.side = side
         self.per_class: Counter[int] = Counter()
         self.enlarged = 0
@@ -144,7 +193,9 @@ class _Contents:
             if isinstance(outcome, Made) and outcome.side != (self.side or outcome.side):
                 outcome = Refused(f"of another size: {outcome.side} x {outcome.side}, but the first one is {self.side} x {self.side}")
             if isinstance(outcome, Refused):
-                self.rejected.append(Rejected(name=escaped(original.name), cause=escaped(outcome.cause), passing=outcome.passing))
+                rejected = Rejected(name=escaped(original.name), cause=escaped(outcome.cause), passing=outcome.passing)
+                self.rejected.append(rejected)
+                self._tell(self._shard.split, rejected)
                 continue
             self.side = outcome.side
             self.per_class[original.label] += 1
@@ -152,6 +203,7 @@ class _Contents:
             key, label = f"{self._shard.split}-{position:07d}", "" if original.label < 0 else str(original.label)
             self.rows.append(f"{key}\t{label}\t{self._shard.file}\t{escaped(original.name)}\n")
             yield {"__key__": key, **({"cls": label.encode()} if label else {}), outcome.extension: outcome.data}
+            self._tell(self._shard.split, None)
 
 
 class _Counted:

@@ -13,9 +13,10 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
+from cdmkit.cli.preparing import Pace
 from cdmkit.cli.preparing import prepare as command
 from cdmkit.component import option_of
-from cdmkit.preparing import MAX_REJECT, Settings
+from cdmkit.preparing import MAX_REJECT, Settings, Step
 from tests import tiny
 from tests.test_startup import imported
 
@@ -49,6 +50,8 @@ def test_photos_to_shards(photos: Path) -> None:
     result = prepare(photos, "--license", "mine")
     assert (result.exit_code, result.stdout) == (0, f"{photos.parent}/out/dataset.json\n")
     assert f"{photos.parent}/out: finished already, unchanged\n" in result.stderr
+    assert "finished already, unchanged" in prepare(photos).stderr  # without a licence, the old one stays
+    assert "out: finished already; licence changed to 'yours'\n" in prepare(photos, "--license", "yours").stderr
 
 
 def test_many_classes_are_told_in_short(photos: Path) -> None:
@@ -57,6 +60,99 @@ def test_many_classes_are_told_in_short(photos: Path) -> None:
         (photos / f"k{number:02}").mkdir()
         shutil.copy(photos / "cats" / "0.png", photos / f"k{number:02}")
     assert "train: 32 classes of 1 (k00) to 4 (cats) images; 0 are empty" in prepare(photos).stderr
+
+
+def test_classes_of_equal_size(photos: Path) -> None:
+    """Are told in fewer words."""
+    for number in range(30):
+        (photos / f"k{number:02}").mkdir()
+        shutil.copy(photos / "cats" / "0.png", photos / f"k{number:02}")
+    for name in ("cats", "dogs"):
+        shutil.rmtree(photos / name)
+    assert "train: 30 classes of 1 image each; 0 are empty" in prepare(photos).stderr
+
+
+def test_equal_bytes_from_other_places(photos: Path) -> None:
+    """Of copies with other times, all but the records is the same; what is over a source is refused, and touches nothing."""
+    made = photos.parent / "out"
+    prepare(photos)
+    copy = photos.parent / "more" / "photos"
+    shutil.copytree(photos, copy)
+    for path in copy.rglob("*.png"):
+        path.touch()
+    prepare(copy)
+    names = {path.name for path in made.iterdir() if path.is_file()} - {".lock"}
+    assert len(names) == 5
+    for name in names:
+        assert (made / name).read_bytes() == (copy.parent / "out" / name).read_bytes()
+
+
+def test_shards_over_themselves(photos: Path) -> None:
+    """Are refused in every way that leads there: the folder, a tar, a pattern, a link, a folder in it or around it. Nothing is removed."""
+    out = photos.parent / "out"
+    prepare(photos)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    (photos.parent / "link").symlink_to(out)
+    for source in (out, out / "train-00000.tar", out / "train-*.tar", photos.parent / "link"):
+        result = tiny.call("data", "prepare", "shards", source, out, "--replace")
+        assert (result.exit_code, "choose a folder apart from it" in result.stderr) == (2, True), result.stderr
+        assert "--replace" not in result.stderr
+    assert tiny.call("data", "prepare", "shards", out, out / "new", "--replace").exit_code == 2
+    assert tiny.call("data", "prepare", "shards", out / "train-*.tar", photos.parent, "--replace").exit_code == 2
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_other_pictures(photos: Path) -> None:
+    """Under the same names are not what was finished."""
+    prepare(photos)
+    shutil.copy(photos / "cats" / "1.png", photos / "cats" / "0.png")
+    result = prepare(photos)
+    assert (result.exit_code, "other pictures of the same names" in result.stderr) == (2, True)
+    assert prepare(photos, "--replace").exit_code == 0
+
+
+def test_rejects_as_json(photos: Path) -> None:
+    """Counts and causes, also where it ends with an error."""
+    (photos / "cats" / "0.png").write_bytes(b"no image")
+    result = prepare(photos, "--json")
+    assert result.exit_code == 5
+    told = json.loads(result.stdout)
+    assert (told["dataset"], told["images"], told["rejected"], told["allowed"]) == (None, 8, 1, 0)
+    assert list(told["causes"].values()) == [1]
+
+
+def test_interrupted(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said how much is done, and what goes on from there."""
+
+    def stop(_pace: object, step: Step) -> None:
+        if step.done == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pace, "__call__", stop)
+    result = prepare(photos, "--per-shard", "3")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "interrupted: 2 of 3 shards are done; the same command goes on from there\n"
+    result = prepare(photos, "--per-shard", "3", "--replace")
+    assert "the same command without --replace goes on" in result.stderr
+
+
+def test_too_few_images_for_the_shards(photos: Path) -> None:
+    """Is said."""
+    assert "train: too few images for --min-shards 9: 8\n" in prepare(photos, "--min-shards", "9").stderr
+
+
+def test_checked(photos: Path) -> None:
+    """What verify advises mends a shard."""
+    prepare(photos)
+    path = photos.parent / "out" / "train-00000.tar"
+    data = bytearray(path.read_bytes())
+    data[1600] ^= 1
+    path.write_bytes(data)
+    result = tiny.call("data", "verify", path.parent)
+    assert (result.exit_code, "`cdmkit data prepare` as it was called, with --check" in result.stderr) == (5, True)
+    assert prepare(photos, "--check").exit_code == 0
+    result = tiny.call("data", "verify", path.parent)
+    assert (result.exit_code, result.stdout, result.stderr.count("note")) == (0, "8 images in 1 shard: all is well\n", 0)
 
 
 def test_json(photos: Path) -> None:
@@ -83,7 +179,7 @@ def test_every_setting_arrives(photos: Path) -> None:
     assert [shard["samples"] for shard in card["splits"]["train"]["shards"]] == [3, 3, 2]
     card = json.loads(prepare(photos, "--min-shards", "4", "--replace", "--json").stdout)
     assert len(card["splits"]["train"]["shards"]) == 4
-    assert "--max-reject 0.001 allows 0" in prepare(photos, "--max-pixels", "10", "--replace").stderr
+    assert "too large: 30 x 20 pixels, more than 10 (8)" in prepare(photos, "--max-pixels", "10", "--replace").stderr
 
 
 def test_settings_and_options_are_the_same() -> None:
@@ -112,6 +208,24 @@ def test_dry_run(photos: Path) -> None:
     assert sorted(path.name for path in photos.parent.iterdir()) == ["photos"]
 
 
+def test_dry_run_tells_what_will_go_wrong(photos: Path) -> None:
+    """Why images are rejected, that they are too many, and what is in the way."""
+    (photos / "cats" / "0.png").write_bytes(b"no image")
+    (photos.parent / "out").mkdir()
+    (photos.parent / "out" / "mine").touch()
+    result = prepare(photos, "--dry-run")
+    assert result.exit_code == 0
+    assert "rejected most often: not a JPEG, PNG, WebP or BMP image: it begins with b'no image' (1)" in result.stdout
+    assert "more than --max-reject 0.001 allows" in result.stdout
+    assert "out holds mine, which this command did not make" in result.stdout
+    told = json.loads(prepare(photos, "--dry-run", "--json").stdout)
+    assert (told["rejected_beyond_limit"], sum(told["splits"]["train"]["causes"].values())) == (True, 1)
+    assert "holds mine" in told["obstacle"]
+    told = json.loads(tiny.call("data", "prepare", "folder", photos, photos, "--dry-run", "--json").stdout)
+    assert "is the source itself" in told["obstacle"]
+    assert "--resolution S makes squares" in tiny.call("data", "prepare", "folder", photos, photos, "--dry-run").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -123,7 +237,8 @@ def test_dry_run(photos: Path) -> None:
         (("--set", "labels=maybe"), 2, "a string needs quotes"),
         (("--max-reject", "2"), 2, "'--max-reject'"),
         (("--workers", "-1"), 2, "'--workers'"),
-        (("--min-side", "21"), 5, "8 of 8 images are rejected"),
+        (("--min-side", "21", "--max-reject", "1"), 5, "none of the 8 images can be used"),
+        (("--resolution", "8193"), 2, "--resolution: 8193 is out of range"),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], code: int, said: str, photos: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,19 @@ from cdmkit.data.encode import Encoding
 from cdmkit.errors import DataError
 from cdmkit.hookspecs import hookimpl
 from cdmkit.kinds import Original, Originals, Preparer
+
+
+class Place(NamedTuple):
+    """Where an image is."""
+
+    split: str
+    number: int
+    folder: str
+
+    def version(self) -> tuple[str, int, str]:
+        """What is in the file `version` of the source tells the pictures apart."""
+        path = Path(self.folder, "version")
+        return self.split, self.number, path.read_text() if path.exists() else ""
 
 
 @component("drawn")
@@ -37,7 +51,7 @@ class Drawn(Preparer):
         names = tuple(f"class {label}" for label in range(self.classes))
         splits = {
             split: [
-                Original(f"{split}/{number}\tü.png", number % self.classes if self.classes else -1, (split, number, str(path)))
+                Original(f"{split}/{number}\tü.png", number % self.classes if self.classes else -1, Place(split, number, str(path)))
                 for number in range(count)
             ]
             for split, count in (("train", self.count), ("val", self.held))

@@ -34,9 +34,9 @@ def make(folder: Path, workers: int = 0, preparer: Drawn = SMALL, tell: bool = F
             sys.stdout.write(f"{step.done}\n")
             sys.stdout.flush()
 
-    folder.mkdir(exist_ok=True)
+    (folder / "source").mkdir(parents=True, exist_ok=True)
     try:
-        plan, _ = preparing.plan(preparer, folder, SETTINGS[preparer])
+        plan, _ = preparing.plan(preparer, folder / "source", SETTINGS[preparer])
         preparing.prepare(plan, folder / "out", workers=workers, max_reject=0.1, tell=step)
     except CdmkitError as error:
         sys.stderr.write(f"{error}\n")

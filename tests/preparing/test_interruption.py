@@ -15,7 +15,7 @@ import pytest
 
 from cdmkit import preparing
 from cdmkit.preparing import Step
-from cdmkit.preparing.pool import undisturbed
+from cdmkit.preparing.pool import ENDING, undisturbed
 from tests.preparing.driver import LARGE, SETTINGS, make
 
 DRIVER = (sys.executable, "-m", "tests.preparing.driver")
@@ -31,7 +31,8 @@ def contents(out: Path) -> dict[str, bytes]:
 
 def started(folder: Path) -> subprocess.Popen[str]:
     """A process that makes a data set with two workers in some seconds, in a process group of its own."""
-    (folder / "slow").write_text("0.02")
+    (folder / "source").mkdir(exist_ok=True)
+    (folder / "source" / "slow").write_text("0.02")
     command = (*DRIVER, "prepare", str(folder), "2")
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -67,7 +68,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def same_at_last(folder: Path, workers: int, whole: dict[str, bytes]) -> bool:
     """Whether going on makes the same."""
-    (folder / "slow").unlink(missing_ok=True)
+    (folder / "source" / "slow").unlink(missing_ok=True)
     return make(folder, workers, LARGE) == 0 and contents(folder / "out") == whole
 
 
@@ -129,19 +130,21 @@ def test_interrupted(stopped: dict[signal.Signals, Stopped], whole: dict[str, by
     assert same_at_last(ended.folder, 0, whole)
 
 
-def test_sigterm_is_an_interruption(tmp_path: Path, whole: dict[str, bytes]) -> None:
-    """What schedulers send; afterwards it means what it meant before."""
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", ENDING)
+def test_what_is_an_interruption(tmp_path: Path, whole: dict[str, bytes], number: signal.Signals) -> None:
+    """What schedulers send, and what a closed terminal does; afterwards it means what it meant before."""
+    before = signal.getsignal(number)
 
     def terminate(step: Step) -> None:
         if step.done > 100:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
-    plan, _ = preparing.plan(LARGE, tmp_path, SETTINGS[LARGE])
+    (tmp_path / "source").mkdir()
+    plan, _ = preparing.plan(LARGE, tmp_path / "source", SETTINGS[LARGE])
     with pytest.raises(KeyboardInterrupt):
         preparing.prepare(plan, tmp_path / "out", workers=2, max_reject=0.1, tell=terminate)
     assert multiprocessing.active_children() == []
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     assert 4 <= len(list((tmp_path / "out" / "parts").glob("*.json"))) < 10
     assert same_at_last(tmp_path, 0, whole)
 
@@ -159,6 +162,18 @@ def test_interruption_at_the_start() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert reached == [True]
+
+
+def test_what_is_ignored_stays_so(tmp_path: Path) -> None:
+    """SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        (tmp_path / "source").mkdir()
+        plan, _ = preparing.plan(LARGE, tmp_path / "source", SETTINGS[LARGE])
+        preparing.prepare(plan, tmp_path / "out", workers=0, max_reject=0.1, tell=lambda _: signal.raise_signal(signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / "out" / "dataset.json").exists()
 
 
 @pytest.mark.slow

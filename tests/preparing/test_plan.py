@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cdmkit import preparing
 from cdmkit.component import evolve
 from cdmkit.data.crop import Crop
 from cdmkit.data.encode import Encoding
+from cdmkit.data.originals import Piece
 from cdmkit.draws import Stream
 from cdmkit.errors import DataError, UsageError
 from cdmkit.kinds import Original, Originals
@@ -107,7 +109,7 @@ CHANGES: dict[str, Any] = {
 
 
 def digest(preparer: Drawn, settings: Settings, folder: Path) -> str:
-    return preparing.plan(preparer, folder, settings)[0].digest
+    return next(iter(preparing.plan(preparer, folder, settings)[0].digests().values()))
 
 
 def test_the_digest_tells_data_sets_apart(tmp_path: Path) -> None:
@@ -118,6 +120,33 @@ def test_the_digest_tells_data_sets_apart(tmp_path: Path) -> None:
     assert len(set(digests)) == len(digests)
     assert digest(Drawn(), evolve(BASE, license="free"), tmp_path) == digests[0]
     assert CHANGES.keys() | {"license"} == BASE.plain().keys()
+
+
+class Stored(NamedTuple):
+    """A place as plugins may have one."""
+
+    path: str
+    row: int
+
+
+def test_the_digest_tells_pictures_apart(tmp_path: Path) -> None:
+    """By the size and time of the files that hold them, not by where these lie; each shard by its own."""
+    digests = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        for file in ("a", "b", "c"):
+            (tmp_path / name / file).write_bytes(b"x")
+            os.utime(tmp_path / name / file, ns=(0, 0))
+        listed = [Original(file, -1, Piece(str(tmp_path / name), file)) for file in "ab"]
+        listed += [Original("c", -1, Stored(str(tmp_path / name / "c"), 3)), Original("d", -1, Stored(str(tmp_path / name), 4))]
+        digests.append(Plan.of(Drawn(), Originals(splits={"train": listed}), Settings(per_shard=1)))
+    here, there = (list(each.digests().values()) for each in digests)
+    assert here == there
+    assert len(set(here)) == 4
+    (tmp_path / "there" / "a").write_bytes(b"xy")
+    (tmp_path / "there" / "c").touch()
+    (tmp_path / "there" / "b").unlink()
+    assert not set(here) & set(digests[1].digests().values())
 
 
 @pytest.mark.parametrize(

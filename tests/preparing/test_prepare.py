@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import hashlib
 import io
@@ -22,7 +23,10 @@ from cdmkit.data.decode import decode
 from cdmkit.data.find import find_shards
 from cdmkit.data.tar import index_tar
 from cdmkit.errors import DataError, SetupError, UsageError
-from cdmkit.preparing import Prepared, Settings, Step
+from cdmkit.files import sealed, write_json
+from cdmkit.kinds import Original
+from cdmkit.preparing import Prepared, Settings, Step, TooManyRejects
+from cdmkit.preparing.rejects import allowed
 from tests.preparing.drawn import Drawn
 from tests.preparing.test_interruption import contents
 
@@ -30,9 +34,14 @@ SETTINGS = Settings(resolution=16, per_shard=7, license="free")
 
 
 def make(folder: Path, preparer: Drawn | None = None, settings: Settings = SETTINGS, workers: int = 0, **options: Any) -> Prepared:
-    folder.mkdir(exist_ok=True)
-    plan, _ = preparing.plan(preparer or Drawn(), folder, settings)
+    plan, _ = preparing.plan(preparer or Drawn(), source(folder), settings)
     return preparing.prepare(plan, folder / "out", workers=workers, **options)
+
+
+def source(folder: Path) -> Path:
+    """Where the images are from."""
+    (folder / "source").mkdir(parents=True, exist_ok=True)
+    return folder / "source"
 
 
 def rows(data: bytes) -> list[dict[str, str]]:
@@ -124,7 +133,7 @@ def test_card(out: Path) -> None:
     }
     assert card["source"]["preparer"] == "drawn"
     assert card["source"]["broken"] == [3, 4, 11]
-    assert set(card["tools"]) == {"cdmkit", "pillow", "simplejpeg"}
+    assert set(card["tools"]) == {"cdmkit", "pillow", "pillow-zlib", "simplejpeg", "zlib"}
     assert {name: (split["samples"], split["rejected"]) for name, split in card["splits"].items()} == {"train": (17, 3), "val": (5, 0)}
     for name, split in card["splits"].items():
         labels: Counter[str] = Counter()
@@ -180,7 +189,7 @@ def test_kept_files(tmp_path: Path) -> None:
 
 def test_no_image_is_left(tmp_path: Path) -> None:
     """However many may be rejected, one must remain."""
-    with pytest.raises(DataError, match="9 of 9 images are rejected"):
+    with pytest.raises(DataError, match=r"none of the 9 images can be used: .*rejects.tsv lists them all"):
         make(tmp_path, Drawn(count=9, held=0, broken=tuple(range(9))), max_reject=1.0)
 
 
@@ -188,9 +197,11 @@ def test_kept_files_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Are rejected, also when the first shard was made by an earlier run."""
     read, odd = Drawn.read, ""
     monkeypatch.setattr(Drawn, "read", lambda self, original: read(Drawn(side=9 if original.name == odd else 12, square=True), original))
-    plan, _ = preparing.plan(Drawn(), tmp_path, Settings(per_shard=7))
+    plan, _ = preparing.plan(Drawn(), source(tmp_path), Settings(per_shard=7))
     odd = next(plan.splits[0].at(8, 1)).name
-    preparing.prepare(plan, tmp_path / "out", workers=0, max_reject=0.1)
+    steps: list[Step] = []
+    preparing.prepare(plan, tmp_path / "out", workers=0, max_reject=0.1, tell=steps.append)
+    assert [step.rejected for step in steps if step.done == step.total] == [1, 0]
     before = contents(tmp_path / "out")
     assert b"\tof another size: 9 x 9, but the first one is 12 x 12\n" in before["rejects.tsv"]
     odd = next(plan.splits[0].at(7, 1)).name  # the first of the second shard
@@ -214,14 +225,60 @@ def test_too_many_rejects(tmp_path: Path) -> None:
     assert len(rows((tmp_path / "out" / "rejects.tsv").read_bytes())) == 2
     assert not (tmp_path / "out" / "dataset.json").exists()
     made = make(tmp_path, Drawn(broken=(3, 4)), max_reject=0.08)
-    assert (made.made, made.card["splits"]["train"]["rejected"]) == (0, 2)
+    assert (1 <= made.made <= 2, made.card["splits"]["train"]["rejected"]) == (True, 2)
+
+
+def test_mended_images_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same command, where there were too many of them; shards without any are not made again."""
+    read = Drawn.read
+    monkeypatch.setattr(Drawn, "read", lambda self, original: b"no image" if original.place[1] == 3 else read(self, original))
+    with pytest.raises(DataError, match=r"2 of 25 images are rejected.* run the same command again"):
+        make(tmp_path)
+    monkeypatch.setattr(Drawn, "read", read)
+    made = make(tmp_path)
+    assert (made.made, made.card["splits"]["train"]["rejected"]) == (2, 0)
+
+
+def test_the_limit_is_exact() -> None:
+    """A share is a decimal number: 0.29 of 100 is 29, though floats make it less."""
+    assert [allowed(most, 100) for most in (0.0, 0.01, 0.29, 0.57, 0.58, 1.0)] == [0, 1, 29, 57, 58, 100]
+
+
+def test_a_stricter_limit_is_obeyed(tmp_path: Path) -> None:
+    """Also by a data set that is finished, which stays."""
+    before = contents(make(tmp_path, Drawn(broken=(3, 4)), max_reject=0.08).path.parent)
+    with pytest.raises(DataError, match=r"2 of 25 images are rejected.*The data set that is finished stays as it is"):
+        make(tmp_path, Drawn(broken=(3, 4)), max_reject=0.04)
+    assert contents(tmp_path / "out") == before
+
+
+def test_given_up_early(tmp_path: Path) -> None:
+    """As soon as more are rejected than may be, but not before some were seen; what was found is listed."""
+    preparer, steps = Drawn(count=1000, held=0, broken=tuple(range(0, 1000, 2))), list[Step]()
+    with pytest.raises(
+        TooManyRejects, match=r"of 32 images looked at so far are rejected, and --max-reject 0.01 allows 10 of 1,000: "
+    ) as caught:
+        make(tmp_path, preparer, max_reject=0.01, tell=steps.append)
+    table = caught.value.table
+    assert (table["images"], table["seen"], table["allowed"]) == (1000, 32, 10)
+    assert len(rows((tmp_path / "out" / "rejects.tsv").read_bytes())) == table["rejected"] == sum(table["causes"].values()) > 10
+    assert steps[-1].done <= 32
+
+
+def test_advice_where_files_are_not_square(tmp_path: Path) -> None:
+    """How they become so; and it can be followed, for nothing was made before."""
+    with pytest.raises(DataError, match=r"not square.* --resolution S makes squares"):
+        make(tmp_path, Drawn(count=60), settings=Settings())
+    assert make(tmp_path, Drawn(count=60), settings=Settings(resolution=8)).made == 2
+    make(tmp_path / "new", Drawn(count=60), settings=Settings(resolution=8))
+    assert contents(tmp_path / "out") == contents(tmp_path / "new" / "out")
 
 
 def test_what_the_disk_failed_to_give_is_tried_again(tmp_path: Path) -> None:
     """By the next run, and no other image is."""
     with pytest.raises(DataError, match=r"cannot be read: Input/output error \(2\)"):
         make(tmp_path, Drawn(lost=(3, 4)))
-    (tmp_path / "found").touch()
+    (tmp_path / "source" / "found").touch()
     made = make(tmp_path, Drawn(lost=(3, 4)))
     assert 1 <= made.made <= 2
     assert made.card["splits"]["train"]["rejected"] == 0
@@ -229,8 +286,48 @@ def test_what_the_disk_failed_to_give_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_for_one_image(tmp_path: Path) -> None:
-    """Is its fault, not the run's."""
-    assert make(tmp_path, Drawn(huge=(5,)), max_reject=0.1).card["splits"]["train"]["rejected"] == 1
+    """Does not become one that is left out for good, however many may be."""
+    with pytest.raises(DataError, match=r"1 image could not be read, nor when tried again: too little memory to decode it \(1\)"):
+        make(tmp_path, Drawn(huge=(5,)), max_reject=0.1)
+    assert not (tmp_path / "out" / "dataset.json").exists()
+    assert len(list((tmp_path / "out" / "parts").glob("train-*.json"))) == 2
+
+
+def test_what_passes_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same run."""
+    read, failed = Drawn.read, []
+
+    def fail_once(self: Drawn, original: Original) -> bytes:
+        if original.place[1] == 3 and original not in failed:
+            failed.append(original)
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, original)
+
+    plan, _ = preparing.plan(Drawn(), source(tmp_path), SETTINGS)
+    monkeypatch.setattr(preparing, "forecast", lambda plan, _workers: {})
+    monkeypatch.setattr(Drawn, "read", fail_once)
+    made = preparing.prepare(plan, tmp_path / "out", workers=0, max_reject=0.1)
+    assert (len(failed), made.card["splits"]["train"]["rejected"]) == (2, 0)
+    assert made.card["splits"] == make(tmp_path / "other").card["splits"]
+
+
+def test_the_side_is_known_when_going_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first shard has no image to tell it."""
+    read, bad = Drawn.read, dict[str, int]()
+
+    def drawn(self: Drawn, original: Original) -> bytes:
+        side = bad.get(original.name, 12)
+        return read(Drawn(side=side, square=True), original) if side else b"no image"
+
+    monkeypatch.setattr(Drawn, "read", drawn)
+    plan, _ = preparing.plan(Drawn(), source(tmp_path), Settings(per_shard=1))
+    order = [original.name for original in plan.splits[0].at(0, 3)]
+    bad |= {order[0]: 0, order[2]: 9}
+    preparing.prepare(plan, tmp_path / "out", workers=0, max_reject=0.1)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "parts" / "train-00002.json").unlink()
+    preparing.prepare(plan, tmp_path / "out", workers=0, max_reject=0.1)
+    assert contents(tmp_path / "out") == before
 
 
 def test_shards_without_images_are_none(tmp_path: Path) -> None:
@@ -252,7 +349,11 @@ def test_finished(tmp_path: Path) -> None:
     assert make(tmp_path).made == 2
     assert contents(path.parent) == before
     made = make(tmp_path, settings=Settings(resolution=16, per_shard=7, license="other"))
-    assert (made.made, json.loads(path.read_text())["license"]) == (0, "other")
+    assert (made.made, made.note) == (0, "finished already; licence changed to 'other'")
+    (path.parent / "val-00000.tar").unlink()
+    for _ in range(2):  # and is kept where none is given, also when shards are made anew
+        make(tmp_path, settings=Settings(resolution=16, per_shard=7))
+        assert json.loads(path.read_text())["license"] == "other"
 
 
 def test_files_beside_the_shards_are_mended(tmp_path: Path) -> None:
@@ -299,12 +400,136 @@ def test_folders_with_other_things_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "train-00000.tar").read_bytes() == b"someone's"
 
 
+def test_over_the_source(tmp_path: Path) -> None:
+    """Neither the source itself, nor what is in it or holds it: nothing is touched, whatever it is called."""
+    here = source(tmp_path)
+    (here / "inner").mkdir()
+    (tmp_path / "link").symlink_to(here)
+    plan, _ = preparing.plan(Drawn(), here, SETTINGS)
+    for out in (here, here / "inner", here / "new" / "er", tmp_path / "link", tmp_path / "link" / "new", tmp_path, tmp_path.parent):
+        with pytest.raises(UsageError, match="choose a folder apart from it"):
+            preparing.prepare(plan, out, workers=0, replace=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["inner", "link", "source"]
+
+
+def test_replaced_from_the_beginning(tmp_path: Path) -> None:
+    """Also by the same terms."""
+    before = contents(make(tmp_path).path.parent)
+    assert make(tmp_path, replace=True).made == 4
+    assert contents(tmp_path / "out") == before
+
+
+def test_nothing_is_removed_in_vain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing that is tried can be used, or the new one has no room, the old one stays; what is freed is room."""
+    before = contents(make(tmp_path).path.parent)
+    with pytest.raises(DataError, match=r"none of 25 images that were tried can be used, so nothing was removed from .*out: too small"):
+        make(tmp_path, settings=Settings(resolution=16, min_side=100), replace=True)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=0))
+    with pytest.raises(SetupError, match="bytes are needed"):
+        make(tmp_path, settings=Settings(resolution=64), replace=True)
+    assert contents(tmp_path / "out") == before
+    make(tmp_path, settings=Settings(resolution=8), replace=True)
+
+
+def test_other_pictures_of_the_same_names(tmp_path: Path) -> None:
+    """Are another data set where one is finished; where none is, their shards are made anew."""
+    path = make(tmp_path).path
+    version = source(tmp_path) / "version"
+    version.write_text("2")
+    with pytest.raises(UsageError, match="other pictures of the same names: files of 4 of its 4 shards"):
+        make(tmp_path)
+    path.unlink()
+    assert make(tmp_path).made == 4
+    version.write_text("3")
+    assert make(tmp_path, replace=True).made == 4
+
+
+def test_a_card_without_its_records(tmp_path: Path) -> None:
+    """Is not made over; --replace does."""
+    before = contents(make(tmp_path).path.parent)
+    shutil.rmtree(tmp_path / "out" / "parts")
+    with pytest.raises(UsageError, match=r"finished data set without parts/plan.json.* --replace"):
+        make(tmp_path)
+    assert make(tmp_path, replace=True).made == 4
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:
+    """Without so much as a lock."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    with pytest.raises(UsageError, match="holds mine"):
+        make(tmp_path)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
 def test_a_damaged_plan(tmp_path: Path) -> None:
-    """Nothing of the folder is taken for granted any more."""
+    """Is written anew where the records tell that they are of this data set; else nothing of the folder is taken for granted."""
     out = make(tmp_path).path.parent
+    before = contents(out)
+    (out / "parts" / "plan.json").write_text("{}")
+    assert make(tmp_path).made == 0
+    assert contents(out) == before
     (out / "parts" / "plan.json").write_text("{}")
     with pytest.raises(SetupError, match=r"plan.json cannot be read"):
-        make(tmp_path)
+        make(tmp_path, settings=Settings(resolution=9))
+
+
+def test_checked(tmp_path: Path) -> None:
+    """A flipped bit of a shard is found when asked for, and the shard made anew."""
+    out = make(tmp_path).path.parent
+    before = contents(out)
+    data = bytearray(before["train-00001.tar"])
+    data[700] ^= 1
+    (out / "train-00001.tar").write_bytes(data)
+    assert make(tmp_path).made == 0
+    steps: list[Step] = []
+    assert make(tmp_path, check=True, tell=steps.append).made == 1
+    assert contents(out) == before
+    assert steps[:4] == [Step("checking", number, 4, 0, "shards") for number in range(1, 5)]
+
+
+def test_an_index_is_made_anew_alone(tmp_path: Path) -> None:
+    """Lost or damaged; its shard stays, and so does the card. One of another version is noted as it is."""
+    out = make(tmp_path).path.parent
+    before = contents(out)
+    times = {path: path.stat().st_mtime_ns for path in [*out.glob("*.tar"), out / "dataset.json"]}
+    (out / "train-00000.idx.npz").unlink()
+    (out / "train-00001.idx.npz").write_bytes(b"damaged")
+    record = out / "parts" / "val-00000.json"
+    told = {key: value for key, value in json.loads(record.read_text()).items() if key != "checksum"}
+    write_json(record, sealed(told | {"index_sha256": "0" * 64}))
+    assert make(tmp_path).made == 0
+    assert contents(out) == before
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+@pytest.mark.parametrize("name", ["train-00001.json", "train-00001.tsv.gz"])
+def test_a_changed_record_is_none(tmp_path: Path, name: str) -> None:
+    """One byte is enough; its shard is made anew."""
+    out = make(tmp_path).path.parent
+    before = contents(out)
+    data = bytearray((out / "parts" / name).read_bytes())
+    data[data.index(b'"enlarged": ') + 12 if name.endswith("json") else -1] ^= 1
+    (out / "parts" / name).write_bytes(data)
+    assert make(tmp_path).made == 1
+    assert contents(out) == before
+
+
+def test_what_is_told_of_a_shard_goes_before_it(tmp_path: Path) -> None:
+    """While a shard is made anew, neither its old record nor the card of the whole is there: a crash leaves nothing that is not true."""
+    settings = Settings(resolution=16)
+    path = make(tmp_path, settings=settings).path
+    record, seen = path.parent / "parts" / "train-00000.json", []
+    (path.parent / "train-00000.tar").write_bytes(b"cut")
+
+    def look(step: Step) -> None:
+        if step.done == 16:
+            seen.append((path.exists(), record.exists()))
+
+    assert make(tmp_path, settings=settings, tell=look).made == 1
+    assert seen == [(False, False)]
 
 
 def test_damaged_records_are_no_records(tmp_path: Path) -> None:
@@ -327,13 +552,15 @@ def test_one_at_a_time(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     """A file is in its place."""
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(SetupError, match="out cannot be used"):
+    with pytest.raises(SetupError, match="out cannot be used: it, or what it would lie in, is a file"):
         make(tmp_path)
+    with pytest.raises(SetupError, match=r"/proc/none/out cannot be made: .*: choose a folder that can be written to"):
+        preparing.prepare(preparing.plan(Drawn(), source(tmp_path), SETTINGS)[0], Path("/proc/none/out"), workers=0)
 
 
 def test_room_is_looked_for_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both numbers are told. What is expected is about what it takes."""
-    plan, _ = preparing.plan(Drawn(count=300), tmp_path, SETTINGS)
+    plan, _ = preparing.plan(Drawn(count=300), source(tmp_path), SETTINGS)
     expected = sum(each.bytes for each in preparing.forecast(plan).values())
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=expected))
@@ -348,9 +575,18 @@ def test_room_is_looked_for_before_the_work(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_worker_that_dies(tmp_path: Path) -> None:
-    """Killed by an image: said with the shard, and what is done stays."""
-    with pytest.raises(DataError, match=r"train-\d{5}.tar: a worker process died"):
-        make(tmp_path, Drawn(count=200, deadly=(150,)), workers=2)
+    """Killed by an image: that is rejected, all others are made."""
+    card = make(tmp_path, Drawn(count=200, deadly=(50, 150)), workers=2, max_reject=0.01).card
+    assert {line["cause"] for line in rows((tmp_path / "out" / "rejects.tsv").read_bytes())} == {"its decoder died"}
+    assert (card["splits"]["train"]["samples"], card["splits"]["train"]["rejected"]) == (198, 2)
+    other = make(tmp_path / "other", Drawn(count=200, broken=(50, 150)), max_reject=0.01).card
+    assert card["fingerprint"] == other["fingerprint"]
+
+
+def test_workers_that_die_again_and_again(tmp_path: Path) -> None:
+    """Then it is not the images: said with the shard and one of them, and what is done stays."""
+    with pytest.raises(DataError, match=r"train-\d{5}.tar: worker processes died again and again, the last one at train/\d+"):
+        make(tmp_path, Drawn(count=30, deadly=tuple(range(30))), workers=1, max_reject=1)
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 

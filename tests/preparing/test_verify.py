@@ -15,7 +15,7 @@ import pytest
 
 from cdmkit import preparing
 from cdmkit.data.encode import Encoding
-from cdmkit.errors import DataError
+from cdmkit.errors import DataError, UsageError
 from cdmkit.files import digest
 from cdmkit.preparing import Settings
 from cdmkit.preparing.verify import Verified, verify
@@ -26,7 +26,8 @@ from tests.preparing.drawn import Drawn
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of two splits, not to be changed."""
     folder = tmp_path_factory.mktemp("made")
-    plan, _ = preparing.plan(Drawn(count=13, broken=(3,)), folder, Settings(resolution=8, per_shard=6))
+    (folder / "source").mkdir()
+    plan, _ = preparing.plan(Drawn(count=13, broken=(3,)), folder / "source", Settings(resolution=8, per_shard=6))
     preparing.prepare(plan, folder / "out", workers=0, max_reject=0.1)
     return folder / "out"
 
@@ -76,7 +77,9 @@ def test_where_it_lies_makes_no_difference(copy: Path) -> None:
 
 
 def test_any_flipped_bit_is_found(copy: Path) -> None:
-    """In every file that was written, whatever the place: shards, indices, card, manifest, list of rejects, records."""
+    """In every file that was written, whatever the place: shards, card, manifest, list of rejects, records. Of an index, which does no harm
+    where it cannot be read, it is noted.
+    """
     random = np.random.default_rng(0)
     for path in sorted(path for path in copy.rglob("*") if path.is_file() and path.name != ".lock"):
         good = path.read_bytes()
@@ -85,21 +88,89 @@ def test_any_flipped_bit_is_found(copy: Path) -> None:
             bad[place] ^= 1 << int(random.integers(0, 8))
             path.write_bytes(bad)
             with contextlib.suppress(DataError):  # where the card itself is not to be read
-                assert verify(str(copy), 1).faults, f"{path.name}, byte {place}"
+                found = verify(str(copy), 1)
+                assert found.notes if path.suffix == ".npz" else found.faults, f"{path.name}, byte {place}"
         path.write_bytes(good)
     assert verify(str(copy), 1).faults == []
+    assert verify(str(copy), 1).notes == []
 
 
 @pytest.mark.parametrize(
-    "name", ["train-00000.tar", "manifest.tsv.gz", "rejects.tsv", "parts/train-00000.json", "parts/train-00000.tsv.gz"]
+    ("name", "told"),
+    [
+        ("train-00000.tar", "cannot be read"),
+        ("manifest.tsv.gz", "the same `cdmkit data prepare` again writes it anew"),
+        ("rejects.tsv", "the same `cdmkit data prepare` again writes it anew"),
+        ("parts/train-00000.json", "the same `cdmkit data prepare` again makes it anew, and its shard"),
+        ("parts/train-00000.tsv.gz", "the same `cdmkit data prepare` again makes it anew, and its shard"),
+        ("parts/plan.json", "the same `cdmkit data prepare` again makes it anew"),
+    ],
 )
-def test_any_missing_file_is_found(copy: Path, name: str) -> None:
-    """But for an index, which can be made at any time."""
+def test_any_missing_file_is_found(copy: Path, name: str, told: str) -> None:
+    """But for an index, which can be made at any time and is noted; what is said of them helps."""
     (copy / name).unlink()
     (fault,) = verify(str(copy), 1).faults
-    assert str(copy) in fault.message
+    assert str(copy / name) in fault.message
+    assert told in fault.message
     (copy / "train-00001.idx.npz").unlink()
-    assert len(verify(str(copy), 1).faults) == 1
+    found = verify(str(copy), 1)
+    assert len(found.faults) == 1
+    assert ["train-00001.idx.npz is missing" in note for note in found.notes] == [True]
+
+
+@pytest.mark.parametrize("name", ["parts", ".", "train-00001.tar"])
+def test_what_mends_it_is_named(copy: Path, made: Path, name: str) -> None:
+    """And does: the advice is followed."""
+    before = {path.name: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    for path in sorted((copy / name).glob("*.*") if (copy / name).is_dir() else [copy / name]):
+        if name == "." and path.name not in ("manifest.tsv.gz", "rejects.tsv"):
+            continue
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    with contextlib.suppress(DataError):
+        found = verify(str(copy), 1)
+        assert found.faults
+        assert ("--check" in found.advice) == (name == "train-00001.tar")
+        assert all("data prepare` again" in fault.message for fault in found.faults) == ("--check" not in found.advice)
+    if name == "parts":
+        (copy / "parts" / "plan.json").write_bytes(before["plan.json"])  # with all records damaged, it is not taken for granted
+    plan, _ = preparing.plan(Drawn(count=13, broken=(3,)), made.parent / "source", Settings(resolution=8, per_shard=6))
+    preparing.prepare(plan, copy, workers=0, max_reject=0.1, check=name.endswith(".tar"))
+    assert verify(str(copy), 1).faults == []
+    assert {path.name: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_without_its_records(copy: Path) -> None:
+    """Shards and card are a data set; it is noted that prepare knows it no more."""
+    shutil.rmtree(copy / "parts")
+    found = verify(str(copy), 1)
+    assert found.faults == []
+    assert ["does not know it any more" in note for note in found.notes] == [True]
+
+
+def test_an_index_that_tells_of_other_samples(copy: Path) -> None:
+    """Is a fault; one of another version or of another shard is noted, for it is not used."""
+    kept = copy / "val-00000.idx.npz"
+    with np.load(kept) as arrays:
+        told = {name: arrays[name] for name in arrays.files}
+    np.savez(kept, **{**told, "labels": told["labels"] + 1})
+    assert causes(verify(str(copy), 1)) == {"wrong index": 1}
+    np.savez(kept, **{name: value for name, value in told.items() if name != "facts"})
+    found = verify(str(copy), 1)
+    assert (found.faults, any("cannot be read (KeyError), and is not used" in note for note in found.notes)) == ([], True)
+    shutil.copy(copy / "train-00000.idx.npz", kept)
+    found = verify(str(copy), 1)
+    assert (found.faults, any("of another shard, and not used" in note for note in found.notes)) == ([], True)
+
+
+def test_what_the_card_does_not_name(copy: Path) -> None:
+    """Shards and indices from elsewhere would be trained on by a pattern."""
+    shutil.copy(copy / "train-00000.tar", copy / "train-00009.tar")
+    shutil.copy(copy / "train-00000.idx.npz", copy / "train-00009.idx.npz")
+    found = verify(str(copy), 1)
+    assert causes(found) == {"not in the card": 2}
+    assert all("is not in dataset.json: remove it" in fault.message for fault in found.faults)
 
 
 def test_faults_are_named(copy: Path) -> None:
@@ -129,7 +200,10 @@ def test_counts_and_labels_are_compared(copy: Path) -> None:
     entry |= {"bytes": (copy / "train-00000.tar").stat().st_size, "sha256": digest(copy / "train-00000.tar")}
     (copy / "dataset.json").write_text(json.dumps(card))
     found = causes(verify(str(copy), 1))
-    assert found == {"label beyond the classes": 1, "wrong count": 1, "wrong class counts": 1, "wrong index": 1, "damaged card": 1}
+    assert found == {"label beyond the classes": 1, "wrong count": 1, "wrong class counts": 1, "damaged card": 1, "damaged record": 1}
+    told = next(fault.message for fault in verify(str(copy), 1).faults if fault.cause == "wrong class counts")
+    assert "of class 7" in told
+    assert not set("{}'") & set(told)
 
 
 def test_shards_without_a_list(tmp_path: Path) -> None:
@@ -150,6 +224,100 @@ def test_shards_without_a_list(tmp_path: Path) -> None:
         "d": "no label",
         "e": "bad label",
     }
+
+
+def test_images_that_are_not_square(tmp_path: Path) -> None:
+    """Are faults, whether any image is square or none."""
+    wide = Encoding.PNG(np.zeros((60, 80, 3), np.uint8))
+    pattern = shards(tmp_path, ("a.png", wide), ("b.png", wide[:-20]), ("c.png", wide))
+    found = verify(pattern, 1)
+    assert causes(found)["not square"] == 2
+    assert len(found.faults) == 3
+    assert "key 'a': not square: 80 x 60" in found.faults[0].message
+    pattern = shards(tmp_path, ("a.png", wide), ("b.png", image(8)), ("c.png", image(9)))
+    assert {fault.key: fault.cause for fault in verify(pattern, 1).faults} == {"a": "not square", "c": "wrong size"}
+
+
+def listed(folder: Path, card: object, *names: str) -> str:
+    """A `dataset.json`, beside shards of one image each, labelled where their names say so."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        labels = [("a.cls", b"0")] if "labelled" in name else []
+        Path(shards(folder, ("a.png", image(8)), *labels).replace("*", "0")).rename(folder / name)
+    (folder / "dataset.json").write_text(json.dumps(card))
+    return str(folder)
+
+
+def entry(name: str, **told: object) -> dict[str, object]:
+    return {"file": name, "bytes": 10240, **told}
+
+
+def test_labels_are_judged_by_split(tmp_path: Path) -> None:
+    """A shard without any beside one with some is a fault; a split without any is none."""
+    names = ["labelled-0.tar", "bare-1.tar", "bare-2.tar"]
+    for name in names:
+        listed(tmp_path, {}, name)
+    size = {"bytes": (tmp_path / "bare-1.tar").stat().st_size}
+    one = {"train": {"shards": [entry("labelled-0.tar", **size)]}, "test": {"shards": [entry(name, **size) for name in names[1:]]}}
+    assert verify(listed(tmp_path, {"classes": ["a"], "splits": one}), 1).faults == []
+    two = {"train": {"shards": [entry(name, **size) for name in names]}}
+    found = verify(listed(tmp_path, {"classes": ["a"], "splits": two}), 1)
+    assert causes(found) == {"no label": 2}
+    assert "bare-1.tar: no label: none of its 1 sample has a .cls" in found.faults[0].message
+    assert causes(verify(f"{tmp_path}/*.tar", 1)) == {"no label": 2}
+
+
+def test_counts_of_shards_in_folders(tmp_path: Path) -> None:
+    """Are looked up by the name that the list has."""
+    listed(tmp_path, {}, "a/labelled-0.tar", "b/labelled-0.tar")
+    size = {"bytes": (tmp_path / "a" / "labelled-0.tar").stat().st_size}
+    both = [entry("a/labelled-0.tar", per_class={"0": 1}, **size), entry("b/labelled-0.tar", per_class={"0": 2}, **size)]
+    found = verify(listed(tmp_path, {"classes": ["x"], "splits": {"train": {"shards": both}}}), 1)
+    (fault,) = found.faults
+    assert f"{tmp_path}/b/labelled-0.tar: wrong class counts: 1 of class 0, but the list says 2 of class 0" in fault.message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": 5},
+        {"classes": [1]},
+        {"classes": ["\ud800"]},
+        {"name": "\ud800"},
+        {"resolution": -1},
+        {"resolution": 100_000},
+        {"resolution": "8"},
+        {"resolution": True},
+        {"resolution": float("nan")},
+        {"splits": [1]},
+        {"splits": {"train": [1]}},
+        {"splits": {"train": {"shards": [entry("x.tar", per_class=5)]}}},
+        {"splits": {"train": {"shards": [entry("x.tar", per_class={"a": 1})]}}},
+        {"splits": {"train": {"shards": [entry("x.tar", per_class={"0": "1"})]}}},
+        {"splits": {"train": {"shards": [entry("\ud800.tar")]}}},
+        [1],
+    ],
+    ids=repr,
+)
+def test_cards_of_other_types(tmp_path: Path, changes: object) -> None:
+    """One error that names the card."""
+    card = {"splits": {"train": {"shards": []}}, **changes} if isinstance(changes, dict) else changes
+    with pytest.raises(DataError, match=r"dataset\.json cannot be read as") as caught:
+        verify(listed(tmp_path, card), 1)
+    str(caught.value).encode()
+
+
+def test_what_is_not_finished(copy: Path) -> None:
+    """Is told so, with what to do."""
+    (copy / "dataset.json").unlink()
+    with pytest.raises(DataError, match="is not finished: run the same `cdmkit data prepare` again"):
+        verify(str(copy), 1)
+
+
+def test_a_recipe(tmp_path: Path) -> None:
+    """Is not verified."""
+    with pytest.raises(UsageError, match=r"x.toml is a recipe: .*cdmkit data inspect"):
+        verify(f"{tmp_path}/x.toml", 1)
 
 
 def test_lists_of_others(tmp_path: Path) -> None:
