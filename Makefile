@@ -9,8 +9,8 @@ MAKE_VENV = test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV);
 quickstart: $(VENV)/.installed  ## train a small cascade on generated shapes and show its samples
 	$(BIN)/cdmkit run recipes/quickstart.toml
 
-test: check  ## all checks and the default tests
-	$(BIN)/pytest
+test: check  ## all checks and the default tests, on all cores
+	$(BIN)/pytest -n auto
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes
 	$(BIN)/pytest -m slow --timeout 1200

@@ -128,7 +128,7 @@ def writing(out: Path) -> Iterator[None]:
 def judge(out: Path, plan: Plan, marks: Mapping[Shard, str], replace: bool) -> Claim:
     """How a folder stands to a data set whose shards have the digests `marks`. Nothing is changed yet.
 
-    Raises UsageError where something else is there: another data set, of which anything is done, unless `replace`, or what this did not make.
+    Raises UsageError where something else is there: another data set of which anything is done, unless `replace`, or files of others.
     """
     terms = _terms(plan)
     records = {shard: part for shard in marks if (part := read_record(record_of(out, shard)))}

@@ -33,7 +33,7 @@ def beside_told(folder: Path, card: Mapping[str, Any]) -> tuple[list[Told], list
     if not (folder / PARTS).is_dir():
         gone = f"{folder / PARTS} is gone: the data set can be used as it is, but `cdmkit data prepare` does not know it any more"
         return faults, [gone]
-    return [*faults, *_record_faults(folder, shards)], list(_index_notes(folder))
+    return [*faults, *_record_faults(folder, shards), *_index_faults(folder)], list(_index_notes(folder))
 
 
 def _records(folder: Path) -> Iterator[tuple[Path, Part | None]]:
@@ -65,11 +65,19 @@ def _record_faults(folder: Path, shards: Mapping[str, Any]) -> Iterator[Told]:
         yield cause, f"{folder / PARTS / name.removesuffix('.tar')}.json is missing: {_AGAIN}, and its shard"
 
 
+def _index_faults(folder: Path) -> Iterator[Told]:
+    """Indices that were damaged. (What another version wrote is as it was written, though it cannot be used.)"""
+    for path, part in _records(folder):
+        index = beside(folder / f"{path.stem}.tar")
+        if part and part.samples and index.is_file() and digest(index) != part.index_sha256:
+            yield "damaged index", f"{index} is not as it was written: {_AGAIN}"
+
+
 def _index_notes(folder: Path) -> Iterator[str]:
     for path, part in _records(folder):
         index = beside(folder / f"{path.stem}.tar")
-        if part and part.samples and not (index.is_file() and digest(index) == part.index_sha256):
-            yield f"{index} is missing or not as it was written, which costs time when the shard is opened: {_AGAIN}"
+        if part and part.samples and not index.is_file():
+            yield f"{index} is missing, which costs time when the shard is opened: {_AGAIN}"
 
 
 def index_told(index: TarIndex) -> tuple[bool, str] | None:

@@ -33,8 +33,14 @@ _MOST_DEATHS = 5
 
 _DEADLY = Refused("its decoder died")
 
+_GRACE = 5.0
+"""Seconds that a worker may take to end its image when it is to stop."""
+
 _maker: Maker
 """A worker's own."""
+
+_stopping = False
+"""Whether a worker is to stop."""
 
 
 def usable_cores() -> int:
@@ -102,7 +108,7 @@ class _Pool:
 
     def stop(self) -> None:
         """End all processes."""
-        self._ours.close()  # at this sign, workers end at once
+        self._ours.close()  # at this sign, workers end after their image
         self._executor.shutdown(cancel_futures=True)
         self._theirs.close()
 
@@ -202,14 +208,20 @@ def undisturbed() -> Iterator[None]:
 
 
 def _start_worker(maker: Maker, sign: Connection) -> None:
-    """What a worker does first. It ends when `sign` is closed, and when the process that asked for it is gone, even by SIGKILL."""
+    """What a worker does first. It ends after its image when `sign` is closed, and when the process that asked for it is gone, even by
+    SIGKILL.
+    """
     global _maker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     ends: list[Connection | int] = [sign] if parent is None else [sign, parent.sentinel]
 
     def watch() -> None:
+        global _stopping
         connection.wait(ends)
+        _stopping = True
+        if parent is not None:  # to end while a result is being sent would leave the other process waiting for the rest of it
+            connection.wait([parent.sentinel], _GRACE)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -217,4 +229,9 @@ def _start_worker(maker: Maker, sign: Connection) -> None:
 
 
 def _make(originals: list[Original]) -> list[Outcome]:
-    return _maker.make_all(originals)
+    made: list[Outcome] = []
+    for original in originals:
+        if _stopping:  # nobody asks for it any more
+            break
+        made += _maker.make_all([original])
+    return made

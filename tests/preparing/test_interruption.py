@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 from cdmkit import preparing
-from cdmkit.preparing import Step
-from cdmkit.preparing.pool import ENDING, undisturbed
+from cdmkit.kinds import Original, Originals, Preparer
+from cdmkit.preparing import Settings, Step
+from cdmkit.preparing.images import Maker
+from cdmkit.preparing.pool import ENDING, outcomes, undisturbed
 from tests.preparing.driver import LARGE, SETTINGS, make
 
 DRIVER = (sys.executable, "-m", "tests.preparing.driver")
@@ -174,6 +178,28 @@ def test_what_is_ignored_stays_so(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     assert (tmp_path / "out" / "dataset.json").exists()
+
+
+class Heavy(Preparer):
+    """Images that are as large as what fits into no pipe."""
+
+    def look(self, path: Path) -> Originals:
+        raise NotImplementedError
+
+    def read(self, original: Original) -> bytes:
+        """Noise, quick to make, for it is not compressed."""
+        file = io.BytesIO()
+        Image.frombytes("RGB", (128, 128), os.urandom(3 * 128 * 128)).save(file, "BMP")
+        return file.getvalue()
+
+
+def test_stopped_while_results_are_sent() -> None:
+    """A worker ends what it sends: else whoever waits for the rest would wait for ever."""
+    for number in range(6):
+        with outcomes(Maker(Heavy(), Settings()), (Original(str(n), -1, n) for n in range(10_000)), 2) as made:
+            for _ in range(40 + 7 * number):
+                next(made)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.slow
