@@ -163,6 +163,8 @@ def read_list(data: str) -> tuple[Path, str] | None:
     path = Path(os.path.expanduser(data))
     if path.is_dir():
         found = next((path / name for name in NAMES if (path / name).is_file()), None)
+        if found is None and (path / "parts" / "plan.json").exists():
+            raise DataError(f"{path} is not finished: run the same `cdmkit data prepare` again, which goes on where it was")
         if found is None:
             raise DataError(f"{path} has no list of shards ({', '.join(NAMES)}): name the shards by a pattern, such as {path / '*.tar'}")
         path = found

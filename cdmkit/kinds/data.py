@@ -116,7 +116,9 @@ class Original(NamedTuple):
     label: int
     """Its class, from 0; -1 where images have none."""
     place: Any
-    """Where its bytes lie, as its preparer understands it: small, equal in every run, and fit to be sent to another process."""
+    """Where its bytes lie, as its preparer understands it: small, equal in every run, and fit to be sent to another process. It may have a
+    method `version() -> tuple[int, ...]`, which tells without reading whether they are the same as before: by size and time of change, say.
+    """
 
 
 @attrs.frozen(kw_only=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,6 @@ from cdmkit.data.listing import Listing
 from cdmkit.data.remote import is_remote
 from cdmkit.errors import DataError
 from cdmkit.preparing.card import CARD, SEAL
-from cdmkit.preparing.write import PARTS, PLAN
 
 _LARGEST = 8192
 
@@ -48,11 +45,6 @@ class Known:
     @classmethod
     def read(cls, data: str) -> Known | None:
         """Understand a list, or that of a folder; None for whatever else. Raises DataError where it is damaged or not finished."""
-        folder, half = Path(os.path.expanduser(data)), False
-        with contextlib.suppress(OSError):
-            half = (folder / PARTS / PLAN).exists() and not (folder / CARD).exists()
-        if half:
-            raise DataError(f"{folder} is not finished: run the same `cdmkit data prepare` again, which goes on where it was")
         found = read_list(data)
         if found is None:
             return None
