@@ -212,8 +212,8 @@ def preview(
     """Write a grid of a stage's samples while it trains; returns how many it shows. Raises OSError where it cannot be written,
     and SetupError where the device lacks memory.
 
-    `tick` is told of each network call; what it raises ends the preview. labeled: whether the data has classes. `skipped` is told of images
-    that cannot be used.
+    `tick` is told of each network call, and now and then while images do not come; what it raises ends the preview. labeled: whether the
+    data has classes. `skipped` is told of images that cannot be used.
 
     A base stage: `columns` rows of images from noise, with the labels of training images. A super-resolution stage: three rows, the first
     training images at low resolution, what `network` makes of them, and as they really are.
@@ -221,7 +221,7 @@ def preview(
     session = stage.backend.start()
     enlarges = stage.enlarges(parent)
     with source.open(columns if enlarges else columns**2, 0, 1, seed, 0) as batches:
-        images, labels, positions = next(batches)
+        images, labels, positions = batches.awaited(lambda: tick(stage.name))
         for skip in batches.skips():
             skipped(skip)
     pixels = to_float(images)

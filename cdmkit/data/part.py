@@ -6,7 +6,9 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import attrs
 
@@ -20,6 +22,11 @@ from cdmkit.kinds import Skip
 
 _PAUSE = 60.0
 """Seconds for which a shard that did not come is not asked for again: others who wait for it are told at once."""
+
+_TRIES = 5
+"""How often a shard is fetched anew that the cache lets go of before it is used."""
+
+T = TypeVar("T")
 
 _kept_open = threading.Semaphore(256)
 """How many files of shards this process keeps open."""
@@ -124,13 +131,16 @@ class Part:
             os.close(descriptor)
 
     def edges(self) -> bytes:
-        """Its first and last 64 KiB."""
-        descriptor = self._open()
+        """Its first and last 64 KiB. Raises DataError where it cannot be read."""
         try:
-            size = os.fstat(descriptor).st_size
-            return os.pread(descriptor, EDGE, 0) + os.pread(descriptor, EDGE, max(0, size - EDGE))
-        finally:
-            os.close(descriptor)
+            descriptor = self._open()
+            try:
+                size = os.fstat(descriptor).st_size
+                return os.pread(descriptor, EDGE, 0) + os.pread(descriptor, EDGE, max(0, size - EDGE))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise DataError(f"{self.where} cannot be read: {error.strerror}") from error
 
     def path(self) -> Path:
         """The local file, fetched where it is remote. Raises DataError where it does not come."""
@@ -143,24 +153,24 @@ class Part:
 
     def _open(self) -> int:
         """A descriptor, fetched anew where the cache let go of the file."""
-        try:
-            return os.open(self.path(), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if not self.remote:
-                raise
-            self._path = None
-            return os.open(self.path(), os.O_RDONLY | os.O_CLOEXEC)
+        return self._there(lambda path: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _there(self, use: Callable[[Path], T]) -> T:
+        """What comes of using the local file. A remote one is fetched anew where the cache lets go of it first, as another stream may have
+        it do.
+        """
+        for _ in range(_TRIES if self.remote else 0):
+            try:
+                return use(self.path())
+            except FileNotFoundError:
+                self._path = None
+        return use(self.path())
 
     def _made(self) -> TarIndex:
         try:
-            try:
-                index = index_of(self.path())
-            except FileNotFoundError:
-                self._path = None  # of a remote shard that the cache let go of meanwhile
-                index = index_of(self.path())
+            index, size = self._there(lambda path: (index_of(path), path.stat().st_size))
         except OSError as error:
             raise DataError(f"{self.where} cannot be read: {error.strerror}") from error
-        size = index.path.stat().st_size
         if self._shard.listed.bytes not in (None, size):
             told = f"{self.where} has {size} bytes, but the list beside it says {self._shard.listed.bytes}: copy it again"
             index = attrs.evolve(index, skips=(Skip(self.where, "", "wrong length", told), *index.skips))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from cdmkit.component import Component
 from cdmkit.events import SampleSkipped
+
+_LOOK = 0.5
+"""Seconds between two looks."""
 
 
 class Skip(NamedTuple):
@@ -97,6 +100,12 @@ class Batches(Iterator[Batch], ABC):
     def ready(self, seconds: float) -> bool:
         """Wait for the next batch, no longer than this; whether it is there. By default it always is: `next` waits for it."""
         return True
+
+    def awaited(self, look: Callable[[], None]) -> Batch:
+        """The next batch; `look` is called every half second that it does not come, and what it raises ends the wait."""
+        while not self.ready(_LOOK):
+            look()
+        return next(self)
 
     @property
     def skipped(self) -> int:

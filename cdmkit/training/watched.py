@@ -6,9 +6,6 @@ from cdmkit.errors import DataError
 from cdmkit.kinds import Batch, Batches, Skip
 from cdmkit.training.stopping import StopRequest
 
-_LOOK = 0.5
-"""Seconds between two looks at whether to stop."""
-
 
 class Left(Exception):
     """Training was asked to stop while it waited for a batch."""
@@ -28,10 +25,7 @@ class Watched(Batches):
         self._stop = stop
 
     def __next__(self) -> Batch:
-        while not self._batches.ready(_LOOK):
-            if self._stop.requested:
-                raise Left
-        batch = next(self._batches)
+        batch = self._batches.awaited(self._look)
         if self._classes and batch.labels.device.type == "cpu" and int(batch.labels.max()) >= self._classes:
             worst = int(batch.labels.argmax())
             label, position = int(batch.labels[worst]), int(batch.positions[worst])
@@ -40,6 +34,10 @@ class Watched(Batches):
                 f"set data.classes = {label + 1} or more, or 0 to ignore the labels"
             )
         return batch
+
+    def _look(self) -> None:
+        if self._stop.requested:
+            raise Left
 
     @property
     def skipped(self) -> int:

@@ -19,11 +19,14 @@ import torch
 
 from cdmkit.builtin.webdataset import WebDataset
 from cdmkit.data.remote import Patience, read_text
+from cdmkit.data.resize import Resize
 from cdmkit.data.skips import Damaged
 from cdmkit.data.writer import Sample, write_shards
 from cdmkit.errors import DataError
 from cdmkit.kinds import Batch
+from cdmkit.sampling import preview
 from tests import tiny
+from tests.training.components import make_stage
 
 COUNT, PER_SHARD = 60, 6
 
@@ -281,3 +284,23 @@ def test_a_silent_server_does_not_hold_a_run(served: Served, tmp_path: Path) -> 
             served.go_on.set()
             process.kill()
     assert list((tmp_path / "run" / "stages" / "base" / "ckpt").iterdir())
+
+
+def test_a_preview_is_left_while_its_images_do_not_come(served: Served, tmp_path: Path) -> None:
+    """What its `tick` raises ends the wait."""
+
+    class Asked(Exception):
+        pass
+
+    def tick(_stage: str) -> None:
+        raise Asked
+
+    served.silent_after = 0
+    source = WebDataset(shards=f"{served.url}/{PATTERN}")
+    stage = make_stage()
+    network = stage.backbone.build(stage.network_spec(5))
+    try:
+        with pytest.raises(Asked):
+            preview(stage, None, network=network, source=source, downsample=Resize.AREA, seed=0, path=tmp_path / "x.png", tick=tick)
+    finally:
+        served.go_on.set()
