@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 from PIL import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -45,8 +46,8 @@ def scanlines(data: bytes, width: int, height: int) -> bytes | None:
         at = end + 4
     size = height * _line(width)
     try:
-        lines = zlib.decompressobj().decompress(b"".join(parts), size)
-    except zlib.error:
+        lines: bytes = isal_zlib.decompressobj().decompress(b"".join(parts), size)  # twice as fast as zlib's
+    except isal_zlib.error:
         return None
     return lines if len(lines) == size else None
 
