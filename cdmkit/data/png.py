@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
+from isal.igzip_lib import IsalError
 from PIL import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -47,7 +48,7 @@ def scanlines(data: bytes, width: int, height: int) -> bytes | None:
     size = height * _line(width)
     try:
         lines: bytes = isal_zlib.decompressobj().decompress(b"".join(parts), size)  # twice as fast as zlib's
-    except isal_zlib.error:
+    except IsalError:
         return None
     return lines if len(lines) == size else None
 
