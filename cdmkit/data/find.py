@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import fnmatch
+import functools
 import glob
 import hashlib
 import os
@@ -79,8 +80,7 @@ def _located(pattern: str, split: str) -> Located:
         return _of_list(Listing.parse(text, str(path)), split, str(path), f"{path.parent}/")
     if split:
         raise DataError(f"split = {split!r} chooses from a list of shards, such as dataset.json, but shards = {pattern!r} is none")
-    paths = find_shards(pattern)
-    listings = {folder: _beside(folder)[0] for folder in {path.parent for path in paths}}
+    paths, listings = _complete(pattern)
     told = {folder: dict(listing.named()) for folder, listing in listings.items()}
     shards = tuple(Shard(str(path), told[path.parent].get(path.name, Listed())) for path in paths)
     return Located(shards, *_shared(list(listings.values())), tuple(_surplus(paths, told)))
@@ -108,8 +108,12 @@ def _of_list(listing: Listing, split: str, where: str, base: str, query: str = "
     return Located(shards, listing.crop, len(listing.classes))
 
 
+@functools.lru_cache(maxsize=16)
 def _remote(pattern: str, split: str) -> Located:
-    """The shards of a URL with braces, or of a list that is one. Its query, if any, goes along to all that lies beside it."""
+    """The shards of a URL with braces, or of a list that is one. Its query, if any, goes along to all that lies beside it.
+
+    A server is asked once per process: data are opened again for every preview, and must not wait for it then.
+    """
     path, mark, query = pattern.partition("?")
     base = path.rpartition("/")[0] + "/"
     if path.endswith(".json"):
@@ -162,7 +166,7 @@ def read_list(data: str) -> tuple[Path, str] | None:
     """
     path = Path(os.path.expanduser(data))
     if path.is_dir():
-        found = next((path / name for name in NAMES if (path / name).is_file()), None)
+        found = _list_in(path)
         if found is None and (path / "parts" / "plan.json").exists():
             raise DataError(f"{path} is not finished: run the same `cdmkit data prepare` again, which goes on where it was")
         if found is None:
@@ -170,8 +174,17 @@ def read_list(data: str) -> tuple[Path, str] | None:
         path = found
     elif path.suffix != ".json" or is_remote(data):
         return None
+    return path, _text_of(path)
+
+
+def _list_in(folder: Path) -> Path | None:
+    """The list of shards in a folder."""
+    return next((folder / name for name in NAMES if (folder / name).exists()), None)
+
+
+def _text_of(path: Path) -> str:
     try:
-        return path, path.read_text("utf-8")
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a list of shards: {error}") from None
 
@@ -182,6 +195,11 @@ def find_shards(pattern: str) -> list[Path]:
     What exists by its literal name is that file, so names may hold `[`, `?`, `#` and blanks. Raises DataError, saying what was looked for
     and what is there instead, where anything the braces name is missing or a wildcard matches nothing.
     """
+    return _complete(pattern)[0]
+
+
+def _complete(pattern: str) -> tuple[list[Path], dict[Path, Listing]]:
+    """The files that a pattern means, and the list of shards in each of their folders."""
     if re.match(r"pipe:|[a-z][a-z0-9+]*://", pattern, re.IGNORECASE):
         raise DataError(
             f"shards = {shown(pattern)!r}: only files, http(s)://, s3:// and gs:// are read, and no shell command is ever run; {_MEND}"
@@ -190,14 +208,19 @@ def find_shards(pattern: str) -> list[Path]:
         return _matched(pattern)
 
 
-def _matched(pattern: str) -> list[Path]:
+def _matched(pattern: str) -> tuple[list[Path], dict[Path, Listing]]:
     names = list(islice(expand_braces(os.path.expanduser(pattern)), _MOST_NAMES + 1))
     if len(names) > _MOST_NAMES:
         raise DataError(f"shards = {pattern!r} stands for more than {_MOST_NAMES} files: name fewer")
     found = dict.fromkeys(path for name in names for path in _matches(name, pattern))
-    for folder in {path.parent for path in found}:
-        _check_complete(folder, pattern, {os.path.basename(name) for name in names}, {path.name for path in found})
-    return list(found)
+    wanted, there = {os.path.basename(name) for name in names}, {path.name for path in found}
+    listings = {folder: Listing({}) for folder in {path.parent for path in found}}
+    for folder in listings:
+        path = _list_in(folder)
+        if path is not None:
+            listings[folder] = Listing.parse(_text_of(path), str(path))
+            _check_complete(listings[folder], path, pattern, wanted, there)
+    return list(found), listings
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -240,24 +263,10 @@ def _whereabouts(there: Path, wild: str) -> str:
     return f"matches no file in {there.resolve()} ({others})"
 
 
-def _check_complete(folder: Path, pattern: str, wanted: set[str], found: set[str]) -> None:
-    """Compare a folder with the list in it, if any: a shard that is meant but missing would silently shorten every epoch."""
-    listing, name_of_list = _beside(folder)
+def _check_complete(listing: Listing, where: Path, pattern: str, wanted: set[str], found: set[str]) -> None:
+    """Compare files with the list beside them, at `where`: a shard that is meant but missing would silently shorten every epoch."""
     wild = [name for name in wanted if glob.has_magic(name)]
     for name, _ in listing.named():
-        path = folder / name
+        path = where.parent / name
         if name not in found and (name in wanted or any(fnmatch.fnmatch(name, each) for each in wild)):
-            raise DataError(f"{path} is missing: {name_of_list} beside it lists it, and shards = {pattern!r} means it: copy it again")
-
-
-def _beside(folder: Path) -> tuple[Listing, str]:
-    """The list of shards in a folder, empty where there is none, and its name."""
-    for name in NAMES:
-        path = folder / name
-        try:
-            return Listing.parse(path.read_text("utf-8"), str(path)), name
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as a list of shards ({error!r}): mend or remove it") from None
-    return Listing({}), ""
+            raise DataError(f"{path} is missing: {where.name} beside it lists it, and shards = {pattern!r} means it: copy it again")

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from cdmkit.builtin.webdataset import WebDataset
+from cdmkit.data import find
 from cdmkit.data.remote import Patience, read_text
 from cdmkit.data.resize import Resize
 from cdmkit.data.skips import Damaged
@@ -203,6 +204,7 @@ def test_what_is_in_the_cache_can_be_read_without_the_server(served: Served) -> 
     expected = read(source, 10)
     served.server.shutdown()
     served.server.server_close()
+    find._remote.cache_clear()  # as in another process
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cdmkit.data.find.read_text", lambda url: read_text(url, patience=Patience(attempts=1, wait=0.0, timeout=1.0)))
         assert equal(read(source, 10), expected)
@@ -304,3 +306,11 @@ def test_a_preview_is_left_while_its_images_do_not_come(served: Served, tmp_path
             preview(stage, None, network=network, source=source, downsample=Resize.AREA, seed=0, path=tmp_path / "x.png", tick=tick)
     finally:
         served.go_on.set()
+
+
+def test_a_server_is_asked_for_its_list_once(served: Served) -> None:
+    """However often the data are opened."""
+    source = WebDataset(shards=f"{served.url}/{PATTERN}")
+    for _ in range(3):
+        read(source, 1)
+    assert served.asked["dataset.json"] == 1
