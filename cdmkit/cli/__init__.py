@@ -83,7 +83,8 @@ class Commands(click.Group):
 
 def _leave_if_held(code: int) -> None:
     """End the process now where threads still wait for a silent server: Python would wait for them, and all that matters is written."""
-    if any(thread.name.startswith("cdmkit-data") for thread in threading.enumerate()):
+    loader = sys.modules.get("cdmkit.data.loader")  # not imported for this: where nothing was read, nothing waits
+    if loader is not None and any(thread.name.startswith(loader.THREADS) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

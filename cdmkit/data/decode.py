@@ -44,7 +44,15 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, size: tuple[int, int] | No
     """The pixels of a JPEG, PNG, WebP or BMP file: uint8 [H, W, 3]. size: width and height that it must have."""
     if not data:
         raise DataError("the image is empty (0 bytes)")
-    allowed = _Allowed(max_pixels, size)
+    try:
+        return _decoded(data, _Allowed(max_pixels, size))
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # a decoder that stumbles over damaged data, in whatever way
+        raise DataError(f"damaged image: {type(error).__name__}: {error}") from None
+
+
+def _decoded(data: bytes, allowed: _Allowed) -> npt.NDArray[np.uint8]:
     pixels = None
     if data.startswith(b"\xff\xd8\xff"):
         pixels = _decode_jpeg(data, allowed)

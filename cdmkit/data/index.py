@@ -67,25 +67,17 @@ def edges_of(path: Path) -> str:
     """A digest of a file's size and of its first and last 64 KiB. Raises DataError where it is no regular file."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        ends = os.pread(file.fileno(), EDGE, 0) + os.pread(file.fileno(), EDGE, max(0, size - EDGE))
-    return hashlib.sha256(size.to_bytes(8, "little") + ends).hexdigest()
+        return hashlib.sha256(size.to_bytes(8, "little") + read_edges(file.fileno())).hexdigest()
 
 
-def fits(index: TarIndex) -> bool:
-    """Whether the index that is kept beside a shard, if any is, is this one to the byte."""
-    try:
-        return beside(index.path).read_bytes() == _written(index)
-    except FileNotFoundError:
-        return True
+def read_edges(descriptor: int) -> bytes:
+    """The first and last 64 KiB of a file."""
+    size = os.fstat(descriptor).st_size
+    return os.pread(descriptor, EDGE, 0) + os.pread(descriptor, EDGE, max(0, size - EDGE))
 
 
 def write_index(index: TarIndex, to: Path) -> None:
     """Write the index of a shard. Equal shards make equal files."""
-    with written(to) as file:
-        file.write(_written(index))
-
-
-def _written(index: TarIndex) -> bytes:
     here = str(index.path)
     facts = {
         "edges": edges_of(index.path),
@@ -102,7 +94,8 @@ def _written(index: TarIndex) -> bytes:
         keys=_bytes(index.keys.text),
         facts=_bytes(json.dumps(facts, sort_keys=True).encode()),
     )
-    return buffer.getvalue()
+    with written(to) as file:
+        file.write(buffer.getvalue())
 
 
 def _read(kept: Path, path: Path, edges: str) -> TarIndex:

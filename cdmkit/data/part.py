@@ -14,7 +14,7 @@ import attrs
 
 from cdmkit.data.cache import Cache
 from cdmkit.data.find import Located, Shard
-from cdmkit.data.index import EDGE, index_of
+from cdmkit.data.index import index_of, read_edges
 from cdmkit.data.remote import is_remote, shown
 from cdmkit.data.tar import TarIndex
 from cdmkit.errors import DataError, SetupError
@@ -135,8 +135,7 @@ class Part:
         try:
             descriptor = self._open()
             try:
-                size = os.fstat(descriptor).st_size
-                return os.pread(descriptor, EDGE, 0) + os.pread(descriptor, EDGE, max(0, size - EDGE))
+                return read_edges(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:

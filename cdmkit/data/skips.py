@@ -78,4 +78,4 @@ def _others(skips: Sequence[Skip]) -> str:
     for skip in skips:
         counts[skip.cause] = counts.get(skip.cause, 0) + 1
     told = ", ".join(f"{count} x {cause}" for cause, count in counts.items())
-    return f' (and more: {told}). To leave such samples out: data.source.damaged = "skip"' if told else ""
+    return f" (and more: {told})" if told else ""

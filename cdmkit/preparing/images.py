@@ -72,7 +72,7 @@ class Maker:
 
     def _made(self, data: bytes) -> Made:
         settings = self.settings
-        pixels = _decoded(data, settings.max_pixels)
+        pixels = decode(data, settings.max_pixels)
         if settings.exif is Exif.APPLY:
             pixels = _upright(pixels, data)
         height, width, _ = pixels.shape
@@ -85,15 +85,6 @@ class Maker:
             return Made(data, _extension(data), height, enlarged=False)
         square = settings.crop(pixels, settings.resolution)
         return Made(settings.encoding(square), settings.encoding.extension, settings.resolution, short < settings.resolution)
-
-
-def _decoded(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8]:
-    try:
-        return decode(data, max_pixels)
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # a decoder that stumbles over damaged data, in whatever way
-        raise DataError(f"damaged image: {type(error).__name__}: {error}") from None
 
 
 def _upright(pixels: npt.NDArray[np.uint8], data: bytes) -> npt.NDArray[np.uint8]:

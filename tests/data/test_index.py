@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cdmkit.data import index as module
-from cdmkit.data.index import beside, fits, index_of, write_index
+from cdmkit.data.index import beside, index_of, write_index
 from cdmkit.data.tar import TarIndex, index_tar
 
 
@@ -121,7 +121,8 @@ def test_an_index_copied_after_its_shard_is_believed(tmp_path: Path, monkeypatch
     (tmp_path / "a").rename(tmp_path / "b")
     moved = tmp_path / "b" / "x.tar"
     expected = index_tar(moved)
-    assert fits(expected)
+    write_index(expected, tmp_path / "anew")
+    assert beside(moved).read_bytes() == (tmp_path / "anew").read_bytes()
     monkeypatch.setattr(module, "index_tar", refuse)
     assert same(index_of(moved), expected)
     assert all(str(moved) in skip.message for skip in index_of(moved).skips)

@@ -19,7 +19,7 @@ from cdmkit.data.decode import decode
 from cdmkit.data.encode import Encoding
 from cdmkit.errors import DataError
 from cdmkit.kinds import Original, Originals, Preparer
-from cdmkit.preparing import Settings, images
+from cdmkit.preparing import Settings
 from cdmkit.preparing.images import Made, Maker, Outcome, Refused
 from cdmkit.preparing.settings import Exif
 
@@ -147,7 +147,7 @@ def test_a_decoder_that_stumbles(error: Exception, monkeypatch: pytest.MonkeyPat
     def stumble(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(images, "decode", stumble)
+    monkeypatch.setattr(decoding, "_decode_png", stumble)
     refused = made(drawn(9, 9), resolution=16)
     assert isinstance(refused, Refused)
     assert refused.cause.startswith(f"damaged image: {type(error).__name__}")
