@@ -64,7 +64,7 @@ def ours() -> Callable[[], None]:
     objective = Objective.of(
         STAGE, None, learner.network, learner.timesteps, classes=CLASSES, downsample=Resize.AREA, seed=0, session=session
     )
-    meter = Meter(STAGE, learner, lambda _event: None)
+    meter = Meter(STAGE, learner, lambda _event: None, CLASSES)
     stream = batches()
 
     def step() -> None:

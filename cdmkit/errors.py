@@ -15,6 +15,10 @@ class CdmkitError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+class PeerLost(CdmkitError):
+    """Another process of the same run is gone or failed: its own message tells why. What is saved stands; the launcher starts all anew."""
+
+
 class UsageError(CdmkitError):
     """The command was called wrongly."""
 

@@ -37,20 +37,31 @@ class StageStarted(Event):
 
 @attrs.frozen(kw_only=True)
 class Progress(Event):
-    """Training goes on. `loss` and `grad_norm` are means since the last event; `eta` is in seconds; `skipped` counts the samples of
-    the data that are left out, as far as that is known by now.
-    """
+    """Training goes on. Means are over the images since the last event; NaN where there is nothing to tell."""
 
     stage: str
     step: int
     steps: int
     images: int
+    """Seen by now, repeats counted."""
     loss: float
+    """The mean of what training minimises."""
+    levels: tuple[float, ...]
+    """The mean loss, without weights, in each of 8 equal parts of the timesteps 1..T, the least noisy first."""
     grad_norm: float
+    """The mean norm of the gradient, before clipping."""
     lr: float
+    """The learning rate of the last step."""
     images_per_second: float
+    """Over all devices."""
+    gflops: float
+    """10^9 floating-point operations per second that the network's products make, over all devices; a step counts for three forward passes
+    of its images.
+    """
     eta: float
+    """Seconds until the stage is trained."""
     skipped: int
+    """Samples of the data that are left out, as far as that is known by now."""
 
 
 @attrs.frozen(kw_only=True)
@@ -100,6 +111,10 @@ class SamplesWritten(Event):
     stage: str
     path: Path
     count: int
+    drift: float | None = None
+    """While a stage that enlarges trains: how far the mean of a colour channel is, on average, from that of the real image it enlarged, in
+    units of [-1, 1].
+    """
 
 
 @attrs.frozen(kw_only=True)

@@ -105,11 +105,15 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         self.log = open_log(path)
 
-    @hookimpl
-    def cdmkit_run_started(self, event: Event) -> None:
+    def write(self, event: Event) -> None:
         """Log an event, of whatever class."""
         write = self.log.warning if isinstance(event, Warned) else self.log.info
         write(hook_name(type(event)).removeprefix("cdmkit_"), **attrs.asdict(event))
+
+    @hookimpl
+    def cdmkit_run_started(self, event: Event) -> None:
+        """Log it."""
+        self.write(event)
 
     cdmkit_stage_started = cdmkit_progress = cdmkit_checkpoint_saved = cdmkit_stage_finished = cdmkit_run_started
     cdmkit_samples_written = cdmkit_sample_skipped = cdmkit_warned = cdmkit_run_finished = cdmkit_run_started

@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
 from torch import nn
 
 from cdmkit import training
 from cdmkit.cascade import Stage
+from cdmkit.cascade.sampling import Tick
 from cdmkit.component import Binds
 from cdmkit.diffusion import Units
-from cdmkit.errors import SetupError, Stopped, UsageError
+from cdmkit.errors import CheckpointError, SetupError, Stopped, UsageError
 from cdmkit.evaluation import bpd
 from cdmkit.events import Emit, Event, RunFinished, RunStarted, SamplesWritten, StageFinished, Warned
 from cdmkit.hookspecs import hook_name
@@ -22,30 +24,41 @@ from cdmkit.log import EventLog, MetricsLog
 from cdmkit.place import Given, Place
 from cdmkit.plugins import Plugins
 from cdmkit.preflight import look_at_data, needs_data
+from cdmkit.previewing import Previewer, drift_alarm
+from cdmkit.ranks import Ranks, joined
 from cdmkit.recipe import Recipe, loose, ordering, read, to_table, without
 from cdmkit.runs import Run
-from cdmkit.sampling import Job, Progress, Reals, obey, open_network, preview, weights_of
+from cdmkit.sampling import Job, Progress, Reals, open_network, weights_of
 from cdmkit.weights import check_begun_as_is, check_seen_alike, check_trained_as_is, check_weights, digests, guiding
 
 
-def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Place) -> Path:
-    """Train and sample the cascade of a recipe. Returns the grid of its last stage (of the first, where there are several).
+def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Place) -> Path | None:
+    """Train and sample the cascade of a recipe, or train the one stage that `place` names, as one of the processes that do.
 
-    Raises CdmkitError: see `cdmkit.errors`. Nothing is written before the recipe, its data and its devices are found good.
+    Returns the grid of its last stage (of the first, where there are several); the folder of the stage that was trained alone; None in all
+    processes but the first. Raises CdmkitError: see `cdmkit.errors`. Nothing is written before the recipe, its data and its devices are
+    found good.
     """
     recipe = read(recipe_file, plugins, overrides)
-    looked = look_at_data(recipe) if needs_data(recipe) else None
-    for stage in recipe.cascade:
-        stage.backend.start()
-        check_weights(stage, recipe.cascade.parent(stage), plugins)
-    given = Given(looked.train.fingerprint if looked else "", digests(recipe.cascade))
-    with place.opened(recipe, given, recipe_file, plugins) as run, observed(run, plugins) as emit, training.stop_on_signals() as stop:
-        emit(RunStarted(path=run.path, name=recipe.name, stages=tuple(recipe.stage)))
-        if looked:
-            looked.tell(recipe, emit)
-        for stage in recipe.cascade:
-            train_stage(stage, recipe, given, looked.train.crop if looked else "", run, emit, stop)
-        return sample_leaves(recipe, run, plugins, emit, stop)
+    stages = [recipe.cascade.named(place.stage)] if place.stage else list(recipe.cascade)
+    with joined() as ranks, training.stop_on_signals() as stop:
+        looked = ranks.first_then_all(lambda: look_at_data(recipe)) if needs_data(recipe) else None
+        for stage in stages:
+            stage.backend.start()
+            check_weights(stage, recipe.cascade.parent(stage), plugins)
+        given = Given(looked.train.fingerprint if looked else "", digests(recipe.cascade))
+        with place.opened(recipe, given, recipe_file, plugins, ranks) as run, observed(run, plugins, place.stage, ranks) as emit:
+            emit(RunStarted(path=run.path, name=recipe.name, stages=tuple(stage.name for stage in stages)))
+            if looked:
+                looked.tell(recipe, emit)
+            trainer = Trainer(
+                recipe=recipe, given=given, crop=looked.train.crop if looked else "", run=run, emit=emit, stop=stop, ranks=ranks
+            )
+            for stage in stages:
+                trainer.train(stage)
+            if place.stage or not ranks.first:
+                return run.stage(place.stage) if ranks.first else None
+            return sample_leaves(recipe, run, plugins, emit, stop)
 
 
 def teller(plugins: Plugins) -> Emit:
@@ -67,14 +80,23 @@ def teller(plugins: Plugins) -> Emit:
 
 
 @contextlib.contextmanager
-def observed(run: Run, plugins: Plugins) -> Iterator[Emit]:
-    """Where the run's events go: to its logs and to every plugin that observes. Notes and tells how the run ends."""
-    run.note("outcome", None)
+def observed(run: Run, plugins: Plugins, stage: str, ranks: Ranks) -> Iterator[Emit]:
+    """Where the run's events go: to its logs and to every plugin that observes. Notes and tells how the run ends.
+
+    Whoever trains one stage alone has logs of its own in the stage's folder. Of several processes the first speaks for all; the others only
+    keep a log.
+    """
+    folder = run.stage(stage) if stage else run.path
+    if not ranks.first:
+        yield EventLog(folder / f"events.rank-{ranks.rank}.jsonl").write
+        return
     emit = teller(plugins)
-    logs = (EventLog(run.path / "events.jsonl"), MetricsLog(run.path / "metrics.jsonl"))
-    for log in logs:
-        plugins.manager.register(log)
+    logs = (EventLog(folder / "events.jsonl"), MetricsLog(folder / "metrics.jsonl"))
+    for each in logs:
+        plugins.manager.register(each)
     outcome = "failed"
+    if not stage:
+        run.note(outcome=None)
     try:
         yield emit
         outcome = "finished"
@@ -83,79 +105,108 @@ def observed(run: Run, plugins: Plugins) -> Iterator[Emit]:
         raise
     finally:
         with contextlib.suppress(OSError):  # a deleted run, or a full disk: what made the run end is the news
-            run.note("outcome", outcome)
+            if not stage:
+                run.note(outcome=outcome)
         emit(RunFinished(path=run.path, outcome=outcome))
-        for log in logs:
-            plugins.manager.unregister(log)
+        for each in logs:
+            plugins.manager.unregister(each)
 
 
-def learned_from(recipe: Recipe, given: Given) -> dict[str, Any]:
-    """What of the data decides the weights of a stage: the images, how they are made smaller, their labels and their order."""
-    data: dict[str, Any] = {"fingerprint": given.images, "downsample": recipe.data.downsample.value, "classes": recipe.data.classes}
-    order = {key: value for key, value in ordering(recipe.data.source).items() if value}  # left out where it is the only one there was
-    return data | {"order": order} if order else data
+@attrs.frozen(eq=False, kw_only=True)
+class Trainer:
+    """Trains the stages of a run, as one of its processes."""
 
+    recipe: Recipe
+    given: Given
+    crop: str
+    """How the images were cropped, empty where that is not known."""
+    run: Run
+    emit: Emit
+    stop: training.StopRequest
+    ranks: Ranks
 
-def train_stage(stage: Stage, recipe: Recipe, given: Given, crop: str, run: Run, emit: Emit, stop: training.StopRequest) -> None:
-    """Train one stage, unless it is trained already and nothing that matters to it has changed, or it is sampled as it came."""
-    parent = recipe.cascade.parent(stage)
-    if not stage.train.steps:
-        emit(StageFinished(stage=stage.name, step=0, skipped=True))
-        return
-    tables = {name: to_table(each) for name, each in recipe.stage.items()}
-    data = learned_from(recipe, given)
-    lean, lean_parent = without(to_table(stage, defaults=False), set(loose(stage, Binds.TRAINING))), to_table(parent, defaults=False)
-    digest = training.fingerprint(stage.name, lean, lean_parent, data, recipe.seed, given.weights.get(stage.name, ""))
-    folder = run.stage(stage.name)
-    if training.latest(folder / "ckpt") and training.is_done(folder, digest, stage.train.steps):
-        emit(StageFinished(stage=stage.name, step=stage.train.steps, skipped=True))
-        return
-    if run.claim_stage(stage.name, digest):
-        emit(Warned(message=f"stage {stage.name!r} is another one now: what it had learned is removed, it is trained anew"))
+    def train(self, stage: Stage) -> None:
+        """Train one stage, unless it is trained already and nothing that matters to it has changed, or it is sampled as it came."""
+        if not stage.train.steps:
+            self.emit(StageFinished(stage=stage.name, step=0, skipped=True))
+            return
+        digest, folder = self._fingerprint(stage), self.run.stage(stage.name)
 
-    def show(network: nn.Module, step: int) -> None:
-        path = folder / "samples" / f"step-{step:08d}.png"
-        source, downsample = recipe.data.unseen, recipe.data.downsample
-        try:
-            count = preview(
-                stage,
-                parent,
-                network=network,
-                source=source,
-                downsample=downsample,
-                seed=recipe.seed,
-                path=path,
-                tick=partial(obey, stop),
-                labeled=recipe.data.classes > 0,
-                skipped=lambda skip: emit(skip.event()),
-            )
-        except Stopped:
-            return  # training saves, then stops
-        except (OSError, SetupError) as error:
-            emit(Warned(message=f"stage {stage.name!r}: no samples of step {step}: {error}. Training goes on."))
-        else:
-            emit(SamplesWritten(stage=stage.name, path=path, count=count))
+        def found() -> str:
+            if training.latest(folder / "ckpt") and training.is_done(folder, digest, stage.train.steps):
+                return "trained"
+            return "another" if self.run.claim_stage(stage.name, digest) else ""
 
-    training.train(
-        stage,
-        parent,
-        source=recipe.data.source,
-        downsample=recipe.data.downsample,
-        classes=recipe.data.classes,
-        seed=recipe.seed,
-        folder=folder,
-        metadata={
+        match self.ranks.told(found):
+            case "trained":
+                self.emit(StageFinished(stage=stage.name, step=stage.train.steps, skipped=True))
+                return
+            case "another":
+                self.emit(Warned(message=f"stage {stage.name!r} is another one now: what it had learned is removed, it is trained anew"))
+        data = self.recipe.data
+        training.train(
+            stage,
+            self.recipe.cascade.parent(stage),
+            source=data.source,
+            downsample=data.downsample,
+            classes=data.classes,
+            seed=self.recipe.seed,
+            folder=folder,
+            metadata=self._metadata(stage),
+            emit=self.emit,
+            stop=self.stop,
+            sample=partial(self._show, stage),
+        )
+        if self.ranks.first:
+            training.mark_done(folder, digest, stage.train.steps)
+        self.emit(StageFinished(stage=stage.name, step=stage.train.steps))
+
+    def _fingerprint(self, stage: Stage) -> str:
+        """Of all that decides the stage's weights."""
+        lean = without(to_table(stage, defaults=False), set(loose(stage, Binds.TRAINING)))
+        parent = to_table(self.recipe.cascade.parent(stage), defaults=False)
+        return training.fingerprint(stage.name, lean, parent, self._learned_from, self.recipe.seed, self.given.weights.get(stage.name, ""))
+
+    @property
+    def _learned_from(self) -> dict[str, Any]:
+        """What of the data decides the weights of a stage: the images, how they are made smaller, their labels and their order."""
+        source, downsample = self.recipe.data.source, self.recipe.data.downsample.value
+        data: dict[str, Any] = {"fingerprint": self.given.images, "downsample": downsample, "classes": self.recipe.data.classes}
+        order = {key: value for key, value in ordering(source).items() if value}  # left out where it is the only one there was
+        return data | {"order": order} if order else data
+
+    def _metadata(self, stage: Stage) -> dict[str, Any]:
+        """What the stage's weights files say of themselves."""
+        return {
             "stage": stage.name,
-            "table": tables[stage.name],
-            "parent": tables.get(stage.after or ""),
-            "data": {**data, "crop": crop},
-        },
-        emit=emit,
-        stop=stop,
-        sample=show,
-    )
-    training.mark_done(folder, digest, stage.train.steps)
-    emit(StageFinished(stage=stage.name, step=stage.train.steps))
+            "table": to_table(stage),
+            "parent": to_table(self.recipe.cascade.parent(stage)),
+            "data": {**self._learned_from, "crop": self.crop},
+        }
+
+    def _show(self, stage: Stage, network: nn.Module, step: int, tick: Tick) -> None:
+        """Write a grid of a stage's samples. All processes make it, the first writes it."""
+        path = self.run.path / "stages" / stage.name / "samples" / f"step-{step:08d}.png"
+        try:
+            shown = self._previewer(stage)(network, path if self.ranks.first else None, tick)
+        except (OSError, SetupError, CheckpointError) as error:
+            self.emit(Warned(message=f"stage {stage.name!r}: no samples of step {step}: {error}. Training goes on."))
+            return
+        self.emit(SamplesWritten(stage=stage.name, path=path, count=shown.count, drift=shown.drift))
+        if shown.drift is not None and (alarm := drift_alarm(stage, step, shown.drift)):
+            self.emit(Warned(message=alarm))
+
+    def _previewer(self, stage: Stage) -> Previewer:
+        """What draws the grids of a stage."""
+        return Previewer(
+            lineage=self.recipe.cascade.lineage(stage.name),
+            stages=self.run.path / "stages",
+            source=self.recipe.data.unseen,
+            downsample=self.recipe.data.downsample,
+            classes=self.recipe.data.classes,
+            seed=self.recipe.seed,
+            skipped=lambda skip: self.emit(skip.event()),
+        )
 
 
 def sample_leaves(recipe: Recipe, run: Run, plugins: Plugins, emit: Emit, stop: training.StopRequest) -> Path:

@@ -6,13 +6,15 @@ import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import tomli
 
 from cdmkit.component import Binds
-from cdmkit.errors import RecipeError
+from cdmkit.errors import RecipeError, SetupError
 from cdmkit.plugins import Plugins
+from cdmkit.ranks import Ranks, launch
 from cdmkit.recipe import Recipe, diff, loose, ordering, to_table, to_toml
 from cdmkit.runs import Run
 
@@ -26,10 +28,10 @@ class Given:
     weights: Mapping[str, str]
     """The SHA-256 of the file that each stage begins with, by stage."""
 
-    def note(self, run: Run) -> None:
-        """Write it into run.json."""
-        run.note("images", self.images)
-        run.note("weights", dict(self.weights))
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As run.json has it."""
+        return {"images": self.images, "weights": dict(self.weights)}
 
 
 @attrs.frozen(kw_only=True)
@@ -46,30 +48,59 @@ class Place:
     """Take over a lock that another machine holds."""
     allow_recipe_change: bool = False
     """Go on although the recipe is another one; stages it changes are trained anew."""
+    stage: str = ""
+    """Train this stage alone, in a run where others may be trained at the same time."""
     command: tuple[str, ...] = ()
     """The command line, for the record."""
 
     @contextlib.contextmanager
-    def opened(self, recipe: Recipe, given: Given, recipe_file: Path, plugins: Plugins) -> Iterator[Run]:
-        """The run, locked; its resolved recipe is written before anything else happens."""
-        text, resolved = recipe_file.read_text(encoding="utf-8"), to_toml(recipe)
-        if not self.resume:
-            versions = {plugin.identity.distribution: plugin.identity.version for plugin in plugins.loaded if plugin.identity.distribution}
-            with Run.create(self.root, recipe.name, self.folder, command=self.command, seed=recipe.seed, plugins=versions) as run:
-                given.note(run)
-                run.write_recipe(text, resolved)
-                yield run
-            return
-        with Run.resume(self.root, recipe.name, self.folder, force=self.force) as run:
-            before = {**run.resolved_recipe(), "images": run.facts.get("images"), "weights": run.facts.get("weights", {})}
-            now, lean = ({**table, **attrs.asdict(given)} for table in (tomli.loads(resolved), to_table(recipe, defaults=False)))
-            changes = diff(before, now, lean)
-            if changes:
-                free = {f"stage.{stage.name}.{key}" for stage in recipe.cascade for key in loose(stage, Binds.TRAINING)}
-                self._admit(changes, run, free, {f"data.source.{key}" for key in ordering(recipe.data.source)})
-                given.note(run)
-                run.write_recipe(text, resolved)
-            yield run
+    def opened(self, recipe: Recipe, given: Given, recipe_file: Path, plugins: Plugins, ranks: Ranks) -> Iterator[Run]:
+        """The run, locked; its resolved recipe is written before anything else happens. The first process opens it for all."""
+        texts = (recipe_file.read_text(encoding="utf-8"), to_toml(recipe))
+        with contextlib.ExitStack() as stack:
+
+            def opened() -> str:
+                run = self._found(recipe.name)
+                try:
+                    made = run or Run.create(
+                        self.root, recipe.name, self.folder, recipe=texts, facts=self._facts(recipe, given, plugins), command=self.command
+                    )
+                except SetupError:
+                    run = self._found(recipe.name)
+                    if run is None:
+                        raise
+                    made = run  # by another stage's process, in between
+                stack.enter_context(made.lock(self.stage, force=self.force))
+                if run is not None:
+                    self._go_on(run, recipe, given, texts)
+                return str(made.path)
+
+            yield Run(Path(ranks.told(opened)))
+
+    def _found(self, name: str) -> Run | None:
+        """The run to go on with: the one asked for, one that this start made before a fault, or one of which a stage is to be trained."""
+        launched, again = launch()
+        if self.resume:
+            return Run.existing(self.root, name, self.folder)
+        if self.stage and self.folder and (self.folder / "run.json").exists():
+            return Run.existing(self.root, name, self.folder)
+        return Run.launched(self.root, name, self.folder, launched) if again else None
+
+    def _facts(self, recipe: Recipe, given: Given, plugins: Plugins) -> dict[str, Any]:
+        """What a new run's run.json is to say."""
+        versions = {plugin.identity.distribution: plugin.identity.version for plugin in plugins.loaded if plugin.identity.distribution}
+        return {"seed": recipe.seed, "launch": launch()[0], **given.facts, "versions": versions}
+
+    def _go_on(self, run: Run, recipe: Recipe, given: Given, texts: tuple[str, str]) -> None:
+        """Compare what the run was begun with with what it is given now, and note what has changed. Raises RecipeError where it may not."""
+        before = {**run.resolved_recipe(), "images": run.facts.get("images"), "weights": run.facts.get("weights", {})}
+        now, lean = ({**table, **given.facts} for table in (tomli.loads(texts[1]), to_table(recipe, defaults=False)))
+        if changes := diff(before, now, lean):
+            free = {f"stage.{stage.name}.{key}" for stage in recipe.cascade for key in loose(stage, Binds.TRAINING)}
+            self._admit(changes, run, free, {f"data.source.{key}" for key in ordering(recipe.data.source)})
+            run.note(**given.facts)
+            run.write_recipe(*texts)
+        run.note(launch=launch()[0])
 
     def _admit(self, changes: list[str], run: Run, free: Collection[str], bound: Collection[str]) -> None:
         """Raise RecipeError unless a run may go on with these changes of its recipe, images and weights. free: keys that bind nothing;
@@ -85,18 +116,15 @@ class Place:
                 "Take the change back, start a new run without --resume, or go on with --allow-recipe-change: "
                 "what a stage has learned is removed where the change makes it another."
             )
-        run.note("recipe_changes", [*run.facts.get("recipe_changes", ()), *changes])
+        run.note(recipe_changes=[*run.facts.get("recipe_changes", ()), *changes])
 
 
-_HARMLESS = re.compile(
-    r"description|requires\..*|sample\..*|data\.val(\..*)?"
-    r"|stage\.[^.]+\.(backend\.device|train\.(steps|log_every|sample_every|checkpoint_every|keep))"
-)
+_HARMLESS = re.compile(r"description|requires\..*|sample\..*|data\.val(\..*)?")
 
 
 def harmless(change: str, same: Collection[str]) -> bool:
-    """Whether a change ("key: old -> new") leaves what is trained as it is: other steps, logging, device, what is sampled last, or
-    where the same images and weights lie and how they are read. same: which of "images" and "weights" are the same.
+    """Whether a change ("key: old -> new") outside the stages' own options leaves what is trained as it is: what is sampled last, or where
+    the same images and weights lie and how they are read. same: which of "images" and "weights" are the same.
     """
     key = change.partition(":")[0]
     if _HARMLESS.fullmatch(key) or ("images" in same and key.startswith("data.source.")):

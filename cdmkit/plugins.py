@@ -44,6 +44,8 @@ BUILTIN: tuple[str, ...] = (
     "cdmkit.builtin.folder",
     "cdmkit.builtin.reshard",
     "cdmkit.builtin.optimizers",
+    "cdmkit.builtin.lr_schedules",
+    "cdmkit.builtin.averages",
     "cdmkit.builtin.backends",
 )
 """The modules that cdmkit's own components come from."""

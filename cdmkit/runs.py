@@ -37,6 +37,9 @@ from cdmkit.redact import redact
 LOCK_PATIENCE = 0.5
 """Seconds to wait for a lock: longer than `Run.state` holds it to look."""
 
+JOIN_PATIENCE = 10.0
+"""Seconds to wait where several processes begin to work on stages of one run at the same time."""
+
 
 @attrs.frozen
 class Run:
@@ -45,55 +48,60 @@ class Run:
     path: Path
 
     @classmethod
-    @contextlib.contextmanager
     def create(
         cls,
         root: Path,
         name: str,
         folder: Path | None = None,
         *,
-        seed: int,
+        recipe: tuple[str, str],
+        facts: Mapping[str, Any],
         command: Sequence[str] = (),
-        plugins: Mapping[str, str] | None = None,
-    ) -> Iterator[Run]:
-        """A new run in `root`/`name`/<UTC time>, or in `folder`, locked while the context lasts. Writes run.json first of all.
+    ) -> Run:
+        """A new run in `root`/`name`/<UTC time>, or in `folder`.
 
-        plugins: the version of each distribution that offers plugins. Raises SetupError where the place holds a run or cannot be written.
+        recipe: as it was given and with all that it means, both TOML. facts: more for run.json, which is written last: where it stands, all
+        of the run does. Raises SetupError where the place holds a run or cannot be written.
         """
         started = datetime.now(UTC)
         try:
-            run = cls(_new_folder(root / name, started.strftime("%Y%m%d-%H%M%S")) if folder is None else _empty_folder(folder))
-            facts = {
-                "name": name,
-                "seed": seed,
-                "started": started.isoformat(timespec="seconds"),
-                "command": redact(shlex.join(command)),
-                "host": socket.gethostname(),
-                "platform": platform.platform(),
-                "versions": {"python": platform.python_version(), **{d: _version(d) for d in ("cdmkit", "torch")}, **(plugins or {})},
-            }
-            write_json(run.path / "run.json", facts)
-        except OSError as error:
+            path = _new_folder(root / name, started.strftime("%Y%m%d-%H%M%S")) if folder is None else folder
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / "lock").exists():  # else another process makes the run just now
+                _check_empty(path)
+            with FileLock(path / "lock").acquire(timeout=JOIN_PATIENCE):
+                _check_empty(path)  # others may have come in between
+                run = cls(path)
+                run.write_recipe(*recipe)
+                versions = {"python": platform.python_version(), **{d: _version(d) for d in ("cdmkit", "torch")}}
+                about = {
+                    "name": name,
+                    "started": started.isoformat(timespec="seconds"),
+                    "command": redact(shlex.join(command)),
+                    "host": socket.gethostname(),
+                    "platform": platform.platform(),
+                    **facts,
+                }
+                write_json(path / "run.json", {**about, "versions": {**versions, **facts.get("versions", {})}})
+        except (OSError, Timeout) as error:
             raise SetupError(f"cannot make a run in {folder or root / name}: {error}. Choose a place that can be written to.") from error
-        with run.lock():
-            yield run
+        return run
 
     @classmethod
-    @contextlib.contextmanager
-    def resume(cls, root: Path, name: str, folder: Path | None = None, *, force: bool = False) -> Iterator[Run]:
-        """The run in `folder`, or the newest of recipe `name` under `root`, locked while the context lasts.
-
-        Raises UsageError where there is none, SetupError where it is in use or cannot be written to.
-        """
+    def existing(cls, root: Path, name: str, folder: Path | None = None) -> Run:
+        """The run in `folder`, or the newest of recipe `name` under `root`. Raises UsageError where there is none."""
         run = latest_run(root, name) if folder is None else cls(folder)
         if run is None:
             raise UsageError(f"there is no run of {name!r} under {root} to go on with: start one without --resume")
         if not run.facts:
             raise UsageError(f"{run.path} holds no run that can be gone on with: it has no readable run.json")
-        if not os.access(run.path, os.W_OK):
-            raise SetupError(f"{run.path} cannot be written to: mend its permissions, or start a new run elsewhere")
-        with run.lock(force):
-            yield run
+        return run
+
+    @classmethod
+    def launched(cls, root: Path, name: str, folder: Path | None, launch: str) -> Run | None:
+        """The run in `folder`, or the newest of recipe `name` under `root`, that the start named `launch` made; None where it made none."""
+        known = list_runs(root, name) if folder is None else [cls(folder)]
+        return next((run for run in reversed(known) if run.facts.get("launch") == launch), None)
 
     @property
     def id(self) -> str:
@@ -105,9 +113,9 @@ class Run:
         """What run.json says; empty where it cannot be read."""
         return _read_json(self.path / "run.json")
 
-    def note(self, key: str, value: Any) -> None:
-        """Write one more fact into run.json, such as the "outcome"."""
-        write_json(self.path / "run.json", {**self.facts, key: value})
+    def note(self, **facts: Any) -> None:
+        """Write more facts into run.json, such as the outcome."""
+        write_json(self.path / "run.json", {**self.facts, **facts})
 
     def write_recipe(self, text: str, resolved: str) -> None:
         """Keep the recipe, as it was given and with all that it means, both TOML."""
@@ -143,69 +151,56 @@ class Run:
             return False
         removed = (folder / "ckpt").exists()
         (folder / "done").unlink(missing_ok=True)
-        for made in ("ckpt", "samples"):
+        for made in ("ckpt", "samples", "averages"):
             shutil.rmtree(folder / made, ignore_errors=True)
         write_text(note, fingerprint + "\n")
         return removed
 
     @contextlib.contextmanager
-    def lock(self, force: bool = False) -> Iterator[None]:
-        """Be the only one at work in this folder.
+    def lock(self, stage: str = "", *, force: bool = False) -> Iterator[None]:
+        """Be the only one at work in this folder; with `stage`, on that stage alone, beside others that work on other stages.
 
-        Raises SetupError, naming the holder, where another process is. The lock is the kernel's, so that of a dead process is free. A file
-        system may not share locks between machines: a holder noted on another host is believed, unless `force` is set.
+        Raises SetupError, naming the holder, where another process is, or where the folder cannot be written to. Locks are the kernel's, so
+        that those of a dead process are free. A file system may not share them between machines: a holder noted on another host is
+        believed, unless `force` is set.
         """
-        lock = FileLock(self.path / "lock")
-        try:
-            lock.acquire(timeout=LOCK_PATIENCE)
-        except Timeout:
-            raise SetupError(f"{self.path} is in use by {self._holder_in_words()}. Wait for it, or stop it first.") from None
-        except OSError as error:
-            raise SetupError(f"{self.path} cannot be locked: {error}.") from error
-        try:
-            self._check_holder(force)
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            write_json(self.path / "holder.json", {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
-            try:
-                yield
-            finally:
-                (self.path / "holder.json").unlink(missing_ok=True)
-        finally:
-            lock.release()
+        if not os.access(self.path, os.W_OK):
+            raise SetupError(f"{self.path} cannot be written to: mend its permissions, or start a new run elsewhere")
+        with contextlib.ExitStack() as stack:
+            if not stage:
+                stack.enter_context(_held(self.path, force))
+                for folder in self._parts():
+                    with _held(folder, force):  # nobody begins on a stage while the whole run is locked
+                        pass
+            else:
+                with _held(self.path, force, JOIN_PATIENCE):  # not while all of it is worked on
+                    stack.enter_context(_held(self.stage(stage), force))
+            yield
 
-    def _check_holder(self, force: bool) -> None:
-        """Raise SetupError where a process on another host is noted to be at work, whose lock may not reach here."""
-        if self._held_elsewhere and not force:
-            words = self._holder_in_words()
-            raise SetupError(f"{self.path} is in use by {words}. If that process is dead, take the run over with --force.")
-
-    @property
-    def _held_elsewhere(self) -> bool:
-        return bool(self._holder) and self._holder.get("host") != socket.gethostname()
-
-    @property
-    def _holder(self) -> dict[str, Any]:
-        return _read_json(self.path / "holder.json")
-
-    def _holder_in_words(self) -> str:
-        holder = {"host": "an unknown host", "pid": "unknown", "started": "an unknown time", **self._holder}
-        return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
+    def _parts(self) -> list[Path]:
+        """The folders of stages that were worked on alone."""
+        return sorted(path.parent for path in (self.path / "stages").glob("*/lock"))
 
     @property
     def state(self) -> str:
-        """Either "running", or how it ended: its noted "outcome", or "interrupted" where it could not note any."""
-        try:
-            with FileLock(self.path / "lock").acquire(timeout=0):
-                running = self._held_elsewhere
-        except Timeout:
-            running = True
-        except OSError:  # someone else's folder: no lock can be tried
-            running = bool(self._holder)
-        return "running" if running else str(self.facts.get("outcome") or "interrupted")
+        """Either "running", or how it ended: its noted "outcome", or "interrupted" where it could not note any; "in parts" where its stages
+        were only trained one by one.
+        """
+        if any(_is_held(folder) for folder in (self.path, *self._parts())):
+            return "running"
+        outcome = self.facts.get("outcome")
+        return str(outcome) if outcome else "in parts" if self._parts() else "interrupted"
 
     def steps(self) -> dict[str, int]:
         """The steps that each stage has saved, in the order of their names."""
         return {folder.name: _steps_saved(folder) for folder in sorted((self.path / "stages").glob("*")) if folder.is_dir()}
+
+    def wanted(self) -> dict[str, int]:
+        """The steps that each stage is to be trained for, in the recipe's order; empty where that cannot be read."""
+        try:
+            return {name: stage["train"]["steps"] for name, stage in self.resolved_recipe()["stage"].items()}
+        except (SetupError, KeyError, TypeError, AttributeError):
+            return {}
 
 
 def list_runs(root: Path, name: str | None = None) -> list[Run]:
@@ -233,14 +228,58 @@ def _new_folder(parent: Path, stem: str) -> Path:
             return path
 
 
-def _empty_folder(path: Path) -> Path:
-    """Make `path`, which must not hold anything yet."""
-    path.mkdir(parents=True, exist_ok=True)
+def _check_empty(path: Path) -> None:
+    """Raise SetupError where a folder holds anything yet but the lock on it."""
     if (path / "run.json").exists():
         raise SetupError(f"{path} holds a run already: go on with it by --resume, or choose another folder")
-    if any(path.iterdir()):
+    if {each.name for each in path.iterdir()} - {"lock"}:
         raise SetupError(f"{path} holds files that are no run's: choose a new or an empty folder")
-    return path
+
+
+@contextlib.contextmanager
+def _held(folder: Path, force: bool, patience: float = LOCK_PATIENCE) -> Iterator[None]:
+    """Hold the lock of a folder, after waiting for it at most `patience` seconds, and note who does. See `Run.lock`."""
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise SetupError(f"{folder} is in use by {_holder_in_words(folder)}. Wait for it, or stop it first.") from None
+    except OSError as error:
+        raise SetupError(f"{folder} cannot be locked: {error}.") from error
+    try:
+        if _held_elsewhere(folder) and not force:
+            words = _holder_in_words(folder)
+            raise SetupError(f"{folder} is in use by {words}. If that process is dead, take the run over with --force.")
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(folder / "holder.json", {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
+        try:
+            yield
+        finally:
+            (folder / "holder.json").unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether someone holds the lock of a folder."""
+    try:
+        with FileLock(folder / "lock").acquire(timeout=0):
+            return _held_elsewhere(folder)
+    except Timeout:
+        return True
+    except OSError:  # someone else's folder: no lock can be tried
+        return bool(_read_json(folder / "holder.json"))
+
+
+def _held_elsewhere(folder: Path) -> bool:
+    """Whether a process on another host is noted to be at work, whose lock may not reach here."""
+    holder = _read_json(folder / "holder.json")
+    return bool(holder) and holder.get("host") != socket.gethostname()
+
+
+def _holder_in_words(folder: Path) -> str:
+    holder = {"host": "an unknown host", "pid": "unknown", "started": "an unknown time", **_read_json(folder / "holder.json")}
+    return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
 
 
 def _version(distribution: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from cdmkit.cascade import Stage
 from cdmkit.cascade.memory import out_of_memory
 from cdmkit.cascade.sampling import Renderer, Tick
-from cdmkit.component import evolve
 from cdmkit.data.grid import write_grid
 from cdmkit.data.pixels import to_float, to_uint8
 from cdmkit.data.resize import Resize
 from cdmkit.data.writer import Sample, write_shards
 from cdmkit.errors import CheckpointError, SetupError, Stopped
 from cdmkit.events import Emit, SamplesWritten, SamplingProgress
-from cdmkit.kinds import Session, Skip, Source
+from cdmkit.kinds import Session, Source
 from cdmkit.training import StopRequest, fit, latest, read_weights
 
 SHOWN = 64
@@ -81,7 +80,7 @@ class Job:
     def _samples(self, renderer: Renderer, shown: Mapping[str, list[Tensor]], emit: Emit) -> Iterator[Sample]:
         """The last stage's images one by one; the first of every stage's are kept in `shown`."""
         for indices, labels, low_res in self._told(emit):
-            with out_of_memory(_too_much(len(indices), self.lineage[-1], "Lower sample.batch (--batch of `cdmkit sample`).")):
+            with out_of_memory(too_much(len(indices), self.lineage[-1], "Lower sample.batch (--batch of `cdmkit sample`).")):
                 made = {name: to_uint8(images) for name, images in renderer(indices, labels, low_res).items()}
             for name, images in made.items():
                 shown[name].append(images[: max(0, SHOWN - int(indices[0]))])
@@ -144,7 +143,7 @@ class Progress:
             self.emit(SamplingProgress(stage=stage, done=done, total=total))
 
 
-def _too_much(count: int, stage: Stage, mend: str) -> str:
+def too_much(count: int, stage: Stage, mend: str) -> str:
     """What to say where the device has not enough memory to sample."""
     return f"the device has not enough memory to sample {count} images up to stage {stage.name!r} at once. {mend}"
 
@@ -193,53 +192,3 @@ def open_network(stage: Stage, path: Path, classes: int, session: Session) -> nn
     tensors, _ = read_weights(path)
     fit(network, tensors, path)
     return session.prepare(network).eval()
-
-
-def preview(
-    stage: Stage,
-    parent: Stage | None,
-    *,
-    network: nn.Module,
-    source: Source,
-    downsample: Resize,
-    seed: int,
-    path: Path,
-    tick: Tick,
-    labeled: bool = True,
-    skipped: Callable[[Skip], None] = lambda _skip: None,
-    columns: int = 8,
-) -> int:
-    """Write a grid of a stage's samples while it trains; returns how many it shows. Raises OSError where it cannot be written,
-    and SetupError where the device lacks memory.
-
-    `tick` is told of each network call, and now and then while images do not come; what it raises ends the preview. labeled: whether the
-    data has classes. `skipped` is told of images that cannot be used.
-
-    A base stage: `columns` rows of images from noise, with the labels of training images. A super-resolution stage: three rows, the first
-    training images at low resolution, what `network` makes of them, and as they really are.
-    """
-    session = stage.backend.start()
-    enlarges = stage.enlarges(parent)
-    with source.open(columns if enlarges else columns**2, 0, 1, seed, 0) as batches:
-        images, labels, positions = batches.awaited(lambda: tick(stage.name))
-        for skip in batches.skips():
-            skipped(skip)
-    pixels = to_float(images)
-    alone = stage.on_real_images()
-    if alone.guidance is not None and alone.guidance.guide:
-        alone = evolve(alone, guidance=None)  # the network that guides is not opened for a preview
-    renderer = Renderer((alone,), {stage.name: network}, {stage.name: session}, seed, tick, labeled=labeled)
-    low_res = None if enlarges is None else downsample(pixels, enlarges.resolution)
-    was_training = network.training
-    network.eval()
-    try:
-        with out_of_memory(_too_much(len(images), stage, "Previews can be left out: train.sample_every = 0.")):
-            made = renderer.stage(alone, parent, low_res, positions, labels).cpu()
-    finally:
-        network.train(was_training)
-    count = len(made)
-    if low_res is not None:
-        made = torch.cat((Resize.NEAREST(low_res, stage.resolution), made, downsample(pixels, stage.resolution)))
-    path.parent.mkdir(exist_ok=True)  # no parents: a run that was deleted is not made again
-    write_grid(path, made, columns=columns)
-    return count

@@ -385,7 +385,11 @@ def hooks() -> Lines:
         yield f"\n## {name}\n\n{docs(hook)}\n\n`{name}{signature(hook)}`\n"
         if name in told:
             yield f"`cdmkit.events.{told[name].__name__}`: {docs(told[name])}"
-            yield from table(("field", "type"), ((f"`{field}`", f"`{kind}`") for field, kind in types_of(told[name]).items()))
+            meaning = notes(told[name])
+            heads = ("field", "type", "meaning")[: 3 if any(meaning.values()) else 2]
+            yield from table(
+                heads, ((f"`{field}`", f"`{kind}`", meaning[field])[: len(heads)] for field, kind in types_of(told[name]).items())
+            )
 
 
 def signature(hook: object) -> str:

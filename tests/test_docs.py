@@ -300,7 +300,18 @@ def test_the_observer_on_the_page_of_hooks_is_a_plugin(capsys: pytest.CaptureFix
     plugins = load_plugins(extra=[module])
     assert plugins.faults == ()
     event = events.Progress(
-        stage="base", step=1, steps=2, images=3, loss=0.5, grad_norm=1.0, lr=0.1, images_per_second=4.0, eta=5.0, skipped=0
+        stage="base",
+        step=1,
+        steps=2,
+        images=3,
+        loss=0.5,
+        levels=(0.5,),
+        grad_norm=1.0,
+        lr=0.1,
+        images_per_second=4.0,
+        gflops=6.0,
+        eta=5.0,
+        skipped=0,
     )
     plugins.manager.hook.cdmkit_progress(event=event)
     assert capsys.readouterr().out == "base 1 0.5\n"

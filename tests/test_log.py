@@ -20,7 +20,18 @@ from tests.training.test_checkpoint import full_disk
 
 def progress(step: int, loss: float = 0.5, stage: str = "base") -> Progress:
     return Progress(
-        stage=stage, step=step, steps=10, images=4 * step, loss=loss, grad_norm=1.0, lr=0.1, images_per_second=2.0, eta=3.0, skipped=0
+        stage=stage,
+        step=step,
+        steps=10,
+        images=4 * step,
+        loss=loss,
+        levels=(loss, 0.25),
+        grad_norm=1.0,
+        lr=0.1,
+        images_per_second=2.0,
+        gflops=3.0,
+        eta=3.0,
+        skipped=0,
     )
 
 
@@ -67,7 +78,7 @@ def test_metrics_are_the_progress_events(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     announce(MetricsLog(path), progress(1), Warned(message="odd"), progress(2, loss=float("nan")))
     first, second = read_metrics(path)
-    assert first == attrs.asdict(progress(1))
+    assert first == {**attrs.asdict(progress(1)), "levels": [0.5, 0.25]}
     assert second["loss"] is None
 
 

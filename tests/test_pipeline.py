@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from cdmkit import pipeline
 from cdmkit.builtin.shapes import Shapes
@@ -24,7 +23,8 @@ from cdmkit.log import read_metrics
 from cdmkit.place import Place
 from cdmkit.plugins import load_plugins
 from cdmkit.recipe import read
-from cdmkit.training.checkpoint import load, read_weights
+from cdmkit.training.checkpoint import load, read_weights, save
+from cdmkit.training.retention import Retention
 from tests import tiny
 
 SR = tiny.FINE.partition("\n")[2]
@@ -60,6 +60,7 @@ def test_the_folder_of_a_run_is_as_documented(trained: Path) -> None:
     assert files == {
         *top,
         *(f"stages/{name}/{file}" for name in ("base", "fine") for file in stage),
+        "stages/fine/samples/low-res.safetensors",
         *("samples/base.png", "samples/fine.png", "samples/fine-00000.tar"),
     }
 
@@ -74,11 +75,15 @@ def test_the_recipe_is_kept_as_given_and_as_it_is_meant(trained: Path) -> None:
 
 
 def test_events_tell_all_that_happened_in_order(trained: Path) -> None:
-    """Parents before children, samples last."""
-    of_stage = ["stage_started", *("progress", "checkpoint_saved", "samples_written") * 2, "stage_finished"]
+    """Parents before children, samples last. A checkpoint is told of when it stands, some time after the step that it is of."""
+    of_stage = ["stage_started", *("progress", "samples_written") * 2, "stage_finished"]
     trainings = [(event, stage) for stage in ("base", "fine") for event in of_stage]
     sampled = [("samples_written", "base"), ("samples_written", "fine")]
-    assert events(trained) == [("run_started", ""), *trainings, *sampled, ("run_finished", "")]
+    told = events(trained)
+    assert [event for event in told if event[0] != "checkpoint_saved"] == [("run_started", ""), *trainings, *sampled, ("run_finished", "")]
+    for stage in ("base", "fine"):
+        during = told[told.index(("stage_started", stage)) : told.index(("stage_finished", stage))]
+        assert during.count(("checkpoint_saved", stage)) == 2
 
 
 def test_metrics_are_numbers_of_every_report(trained: Path) -> None:
@@ -103,8 +108,10 @@ def test_samples_are_a_shard_that_can_be_trained_on(trained: Path) -> None:
 
 
 def test_grids_show_what_they_say(trained: Path) -> None:
-    """Of samples a column for each label; of a stage in training 8 x 8, or low resolution, samples and originals in three rows."""
-    shapes = {"samples/fine.png": 2 / 8, "stages/base/samples/step-00000004.png": 1, "stages/fine/samples/step-00000004.png": 3 / 8}
+    """Of samples a column for each label; of a stage in training 8 x 8, or low resolution, samples, originals, and sampled low resolution
+    with its samples in five rows.
+    """
+    shapes = {"samples/fine.png": 2 / 8, "stages/base/samples/step-00000004.png": 1, "stages/fine/samples/step-00000004.png": 5 / 8}
     for name, ratio in shapes.items():
         with Image.open(trained / name) as grid:
             assert grid.height / grid.width == pytest.approx(ratio, rel=0.02)
@@ -212,11 +219,10 @@ def test_a_run_of_a_version_with_fewer_options_goes_on(copy: Path) -> None:
     resume(copy)
     assert tiny.weights(copy) == before
     assert resolved.read_text() != text
-    for path in (copy / "stages" / "fine" / "ckpt").glob("*/ema.safetensors"):
-        tensors, metadata = read_weights(path)
-        del metadata["table"]["upsample"]
-        save_file(tensors, path, metadata={"cdmkit": json.dumps(metadata)})
-        (path.parent / "state.json").unlink()
+    path = max((copy / "stages" / "fine" / "ckpt").iterdir())
+    _, metadata = read_weights(path / "ema.safetensors")
+    del metadata["table"]["upsample"]
+    save(path.parent, load(path), metadata, Retention(newest=1))
     assert tiny.call("sample", copy, "--count", 1).exit_code == 0
 
 
@@ -248,6 +254,10 @@ def test_more_steps_go_on_where_training_ended(copy: Path, tmp_path: Path) -> No
         "stage.base.train.sample_every=0",
         "stage.base.train.checkpoint_every=9",
         "stage.base.train.keep=1",
+        "stage.base.train.keep_every=2",
+        "stage.base.train.keep_best=1",
+        "stage.base.train.accumulate=2",
+        "stage.base.train.bad_steps=1",
         'stage.fine.backend.device="auto"',
     ],
 )
@@ -344,10 +354,10 @@ def test_grids_that_cannot_be_written_do_not_end_training(tmp_path: Path) -> Non
 
 
 class Stops:
-    """Someone who sends a signal when a checkpoint is saved, just before a preview."""
+    """Someone who sends a signal at a report, just before a preview."""
 
     @hookimpl
-    def cdmkit_checkpoint_saved(self) -> None:
+    def cdmkit_progress(self) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -391,6 +401,7 @@ def test_a_failing_observer_does_not_end_the_run_nor_silence_others(tmp_path: Pa
     """It is warned of once, by name, to all that observe; others, before and after it, miss nothing."""
     first, last = Listens(), Listens()
     grid = pipeline.run(tiny.write(tmp_path), load_plugins(extra=[first, Breaks(), last]), (), Place(root=tmp_path))
+    assert grid is not None
     warning = "plugin Breaks failed in cdmkit_progress: ConnectionError: no route at step 2. The work goes on."
     for observer in (first, last):
         assert (observer.steps, observer.warnings) == ([2, 4, 2, 4], [warning])

@@ -17,12 +17,14 @@ import pytest
 from cdmkit.errors import SetupError, UsageError
 from cdmkit.runs import Run, latest_run, list_runs
 
+RECIPE = ("# mine\nname = 'toy'\n", 'name = "toy"\nseed = 0\n')
 
-def make_run(root: Path, name: str = "toy", outcome: str | None = None) -> Run:
+
+def make_run(root: Path, name: str = "toy", outcome: str | None = None, folder: Path | None = None) -> Run:
     """A run that is over."""
-    with Run.create(root, name, seed=0) as run:
-        if outcome:
-            run.note("outcome", outcome)
+    run = Run.create(root, name, folder, recipe=RECIPE, facts={"seed": 0})
+    if outcome:
+        run.note(outcome=outcome)
     return run
 
 
@@ -55,8 +57,9 @@ def note_holder(run: Run, host: str) -> None:
 
 def test_new_run_writes_down_what_it_is(tmp_path: Path) -> None:
     """The folder is named by recipe and UTC time; run.json has versions, command, host, seed and start."""
-    with Run.create(tmp_path, "toy", seed=7, command=["cdmkit", "run", "a b.toml"], plugins={"cdmkit-x": "1.2"}) as run:
-        facts = json.loads((run.path / "run.json").read_text())
+    about = {"seed": 7, "versions": {"cdmkit-x": "1.2"}}
+    run = Run.create(tmp_path, "toy", recipe=RECIPE, facts=about, command=["cdmkit", "run", "a b.toml"])
+    facts = json.loads((run.path / "run.json").read_text())
     assert run.path.parent == tmp_path / "toy"
     assert re.fullmatch(r"\d{8}-\d{6}", run.path.name)
     assert (facts["seed"], facts["name"], facts["host"]) == (7, "toy", socket.gethostname())
@@ -69,8 +72,8 @@ def test_secrets_are_not_written_down(tmp_path: Path, monkeypatch: pytest.Monkey
     """Neither the environment nor signed URLs of the command line reach run.json."""
     monkeypatch.setenv("STORE_PASSWORD", "hunter2")
     command = ["cdmkit", "run", "x.toml", "--set", "data.source.shards=https://me:hunter2@host/a.tar?X-Amz-Signature=hunter2&part=1"]
-    with Run.create(tmp_path, "toy", seed=0, command=command) as run:
-        text = (run.path / "run.json").read_text()
+    run = Run.create(tmp_path, "toy", recipe=RECIPE, facts={}, command=command)
+    text = (run.path / "run.json").read_text()
     assert "hunter2" not in text
     assert "part=1" in text
 
@@ -95,42 +98,48 @@ def test_runs_are_listed_by_age(tmp_path: Path) -> None:
 def test_unwritable_place_is_said(tmp_path: Path) -> None:
     """Where no folder can be made, creating is a SetupError that names the place."""
     (tmp_path / "file").touch()
-    with pytest.raises(SetupError, match="file") as caught, Run.create(tmp_path / "file", "toy", seed=0):
-        pass
+    with pytest.raises(SetupError, match="file") as caught:
+        make_run(tmp_path / "file")
     assert caught.value.exit_code == 4
 
 
 def test_given_folder_is_used_once(tmp_path: Path) -> None:
     """A folder of the user's choice becomes the run, and refuses to become a second one."""
     folder = tmp_path / "mein Lauf"
-    with Run.create(tmp_path, "toy", folder, seed=0) as run:
-        assert run.path == folder
-    with pytest.raises(SetupError, match="holds a run already"), Run.create(tmp_path, "toy", folder, seed=0):
-        pass
+    assert make_run(tmp_path, folder=folder).path == folder
+    with pytest.raises(SetupError, match="holds a run already"):
+        make_run(tmp_path, folder=folder)
 
 
 def test_resume_opens_the_newest_or_the_given(tmp_path: Path) -> None:
     """Resuming takes the newest run of the recipe, or the folder given."""
     first, second = make_run(tmp_path), make_run(tmp_path)
-    with Run.resume(tmp_path, "toy") as run:
-        assert run == second
-        assert run.facts["seed"] == 0
-    with Run.resume(tmp_path, "toy", first.path) as run:
-        assert run == first
+    assert Run.existing(tmp_path, "toy") == second
+    assert second.facts["seed"] == 0
+    assert Run.existing(tmp_path, "toy", first.path) == first
+
+
+def test_a_start_finds_the_run_that_it_made(tmp_path: Path) -> None:
+    """Processes that a launcher starts again after a fault find the run by the launch's name, or none where it was not made yet."""
+    ours = Run.create(tmp_path, "toy", recipe=RECIPE, facts={"launch": "a7"})
+    newer = Run.create(tmp_path, "toy", recipe=RECIPE, facts={"launch": ""})
+    assert Run.launched(tmp_path, "toy", None, "a7") == ours
+    assert Run.launched(tmp_path, "toy", ours.path, "a7") == ours
+    assert Run.launched(tmp_path, "toy", newer.path, "a7") is None
+    assert Run.launched(tmp_path, "toy", None, "b8") is None
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
     """No run of that name, or a folder that holds none, is a UsageError."""
-    with pytest.raises(UsageError, match="no run of 'toy'"), Run.resume(tmp_path, "toy"):
-        pass
-    with pytest.raises(UsageError, match="holds no run"), Run.resume(tmp_path, "toy", tmp_path):
-        pass
+    with pytest.raises(UsageError, match="no run of 'toy'"):
+        Run.existing(tmp_path, "toy")
+    with pytest.raises(UsageError, match="holds no run"):
+        Run.existing(tmp_path, "toy", tmp_path)
 
 
 def test_recipe_is_kept(tmp_path: Path) -> None:
     """The recipe is kept as given, and the resolved one comes back as tables."""
-    with Run.create(tmp_path, "toy", seed=0) as run:
-        run.write_recipe("# mine\nname = 'toy'\n", 'name = "toy"\nseed = 0\n')
+    run = make_run(tmp_path)
     assert (run.path / "recipe.toml").read_text() == "# mine\nname = 'toy'\n"
     assert run.resolved_recipe() == {"name": "toy", "seed": 0}
     (run.path / "recipe.resolved.toml").unlink()
@@ -169,7 +178,7 @@ def test_holder_on_another_host_needs_force(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"process 42 on elsewhere since 2026-01-02T03:04:05.*--force"), run.lock():
         pass
     assert (run.path / "holder.json").exists()
-    with Run.resume(tmp_path, "toy", force=True):
+    with run.lock(force=True):
         pass
     assert run.state == "interrupted"
 
@@ -179,6 +188,22 @@ def test_dead_holder_on_this_host_is_taken_over(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     note_holder(run, socket.gethostname())
     assert run.state == "interrupted"
+    with run.lock():
+        assert run.state == "running"
+
+
+def test_stages_are_held_one_by_one(tmp_path: Path) -> None:
+    """Who trains one stage holds that stage alone: others may work on another, nobody on the same one or on the whole run."""
+    run = make_run(tmp_path)
+    with run.lock("base"):
+        assert run.state == "running"
+        with run.lock("sr64"):
+            pass
+        with pytest.raises(SetupError, match=rf"base is in use by process {os.getpid()}"), run.lock("base"):
+            pass
+        with pytest.raises(SetupError, match=rf"base is in use by process {os.getpid()}"), run.lock():
+            pass
+    assert run.state == "in parts"
     with run.lock():
         assert run.state == "running"
 
@@ -201,22 +226,23 @@ def test_steps_are_those_of_the_newest_checkpoints(tmp_path: Path) -> None:
 
 
 def test_claim_keeps_what_fits_and_removes_what_does_not(tmp_path: Path) -> None:
-    """A stage keeps its checkpoints while its fingerprint stays, and loses them where it is to be trained as another."""
+    """A stage keeps its checkpoints and snapshots while its fingerprint stays, and loses them where it is to be trained as another."""
     run = make_run(tmp_path)
     run.claim_stage("base", "one")
-    checkpoint = run.stage("base") / "ckpt" / "step-00000001"
-    checkpoint.mkdir(parents=True)
+    made = [run.stage("base") / kind / "step-00000001" for kind in ("ckpt", "averages")]
+    for folder in made:
+        folder.mkdir(parents=True)
     (run.stage("base") / "done").touch()
     run.claim_stage("base", "one")
-    assert checkpoint.exists()
+    assert all(folder.exists() for folder in made)
     run.claim_stage("base", "two")
-    assert not checkpoint.exists()
+    assert not any(folder.exists() for folder in made)
     assert not (run.stage("base") / "done").exists()
 
 
 def test_a_run_does_not_go_among_other_files(tmp_path: Path) -> None:
     """A folder with files of its own is refused, and left as it is."""
     (tmp_path / "recipe.toml").write_text("mine")
-    with pytest.raises(SetupError, match="holds files"), Run.create(tmp_path, "name", tmp_path, seed=0):
-        raise AssertionError("it was made")
+    with pytest.raises(SetupError, match="holds files"):
+        make_run(tmp_path, folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]

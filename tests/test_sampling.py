@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tarfile
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,16 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cdmkit.builtin.shapes import Shapes
-from cdmkit.cascade import Mode, Stage
-from cdmkit.component import evolve
+from cdmkit.cascade import Stage
 from cdmkit.data.decode import decode
-from cdmkit.data.resize import Resize
 from cdmkit.errors import CheckpointError, SetupError, Stopped
 from cdmkit.events import Event, SamplesWritten, SamplingProgress
 from cdmkit.plugins import load_plugins
 from cdmkit.recipe import read
-from cdmkit.sampling import Job, Progress, obey, open_renderer, preview
+from cdmkit.sampling import Job, Progress
 from cdmkit.training import StopRequest
 
 
@@ -31,10 +26,6 @@ from cdmkit.training import StopRequest
 def lineage(trained: Path) -> list[Stage]:
     """The stages of the tiny cascade."""
     return read(trained / "recipe.resolved.toml", load_plugins()).cascade.lineage("fine")
-
-
-def quiet(_stage: str) -> None:
-    """Told of network calls, tell nobody."""
 
 
 def make(lineage: list[Stage], run: Path, folder: Path, count: int = 8, batch: int = 8, seed: int = 0) -> tuple[Tensor, list[Event]]:
@@ -142,83 +133,16 @@ def test_samples_say_what_they_were_made_from(lineage: list[Stage], trained: Pat
         assert json.loads(file.read()) == {"index": 1, "seed": 5, "s": {"fine": 5}}
 
 
-def shown(path: Path, rows: int, columns: int, size: int) -> Tensor:
-    """The pictures of a grid, uint8 [rows, columns, 3, size, size]."""
-    with Image.open(io.BytesIO(path.read_bytes())) as grid:
-        pixels = torch.tensor(list(grid.tobytes()), dtype=torch.uint8).view(grid.height, grid.width, 3)
-    tile = (pixels.shape[1] + 2) // columns
-    scale = (tile - 2) // size
-    tiles = [
-        [pixels[r * tile : (r + 1) * tile - 2 : scale, c * tile : (c + 1) * tile - 2 : scale] for c in range(columns)] for r in range(rows)
-    ]
-    return torch.stack([torch.stack(row) for row in tiles]).permute(0, 1, 4, 2, 3)
-
-
-def test_a_preview_enlarges_training_images_and_leaves_the_network_as_it_was(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
-    """Low resolution, samples and originals, a column each; training mode is given back."""
-    base, fine = lineage
-    renderer = open_renderer(lineage, trained / "stages", 8, 0, quiet)
-    network = renderer.networks["fine"].train()
-    (tmp_path / "stage").mkdir()
-    path, source = tmp_path / "stage" / "samples" / "grid.png", Shapes(resolution=16, count=32)
-    assert preview(fine, base, network=network, source=source, downsample=Resize.AREA, seed=0, path=path, tick=quiet, columns=4) == 4
-    assert network.training
-    low, made, real = shown(path, 3, 4, 8)
-    with source.open(4, 0, 1, 0, 0) as batches:
-        originals = next(batches).images.float()
-    assert (real.float() - Resize.AREA(originals, 8)).abs().max() <= 1
-    assert (low[:, :, ::2, ::2].float() - Resize.AREA(originals, 4)).abs().max() <= 1
-    assert (made != real).any()
-
-
-def test_a_preview_ends_at_the_network_call_at_which_it_is_told_to(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
-    """Nothing is written, and the network is left as it was."""
-    network = open_renderer(lineage, trained / "stages", 8, 0, quiet).networks["base"].train()
-    stop = StopRequest()
-    stop.request("SIGTERM")
-    path, source = tmp_path / "grid.png", Shapes(resolution=8)
-    with pytest.raises(Stopped, match="stopped by SIGTERM while stage 'base' was sampled"):
-        preview(lineage[0], None, network=network, source=source, downsample=Resize.AREA, seed=0, path=path, tick=partial(obey, stop))
-    assert network.training
-    assert not path.exists()
-
-
 def exhaust(*_: object) -> None:
     """What a device without memory does when a network is called."""
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_too_little_memory_is_said(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
-    """Not called a defect: for samples a smaller batch is advised; a preview says what to leave out, and is not blamed on training."""
+    """Not called a defect: a smaller batch is advised."""
     job = Job(lineage=lineage, count=8, batch=4, seed=0)
     renderer = job.renderer(trained / "stages", 8, Progress(lambda event: None))
     network = renderer.networks["base"]
     network.register_forward_pre_hook(exhaust)
     with pytest.raises(SetupError, match=r"to sample 4 images up to stage 'fine' at once\. Lower sample\.batch \(--batch"):
         job.run(renderer, tmp_path, lambda event: None)
-    path, source = tmp_path / "grid.png", Shapes(resolution=8)
-    with pytest.raises(SetupError, match=r"64 images up to stage 'base' at once.*sample_every = 0"):
-        preview(lineage[0], None, network=network, source=source, downsample=Resize.AREA, seed=0, path=path, tick=quiet)
-
-
-def test_a_preview_noises_training_images_to_s_in_either_mode(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
-    """A truncated stage's network expects z_s, which real images are not: they are noised to it, as a finished parent's would be."""
-    base, fine = lineage
-    network = open_renderer(lineage, trained / "stages", 8, 0, quiet).networks["fine"]
-
-    def show(name: str, **condition: object) -> bytes:
-        stage, path = evolve(fine, condition=evolve(fine.condition, **condition)), tmp_path / "samples" / name
-        preview(stage, base, network=network, source=Shapes(resolution=8), downsample=Resize.AREA, seed=0, path=path, tick=quiet)
-        return path.read_bytes()
-
-    truncated, finished, clean = show("t", mode=Mode.TRUNCATED), show("n", mode=Mode.NON_TRUNCATED), show("c", s=0)
-    assert truncated == finished != clean
-
-
-def test_a_preview_does_not_make_a_deleted_run_again(lineage: list[Stage], trained: Path, tmp_path: Path) -> None:
-    """It raises what the caller turns into a warning."""
-    network = open_renderer(lineage[:1], trained / "stages", 8, 0, quiet).networks["base"]
-    path = tmp_path / "gone" / "samples" / "grid.png"
-    with pytest.raises(OSError, match="samples"):
-        preview(lineage[0], None, network=network, source=Shapes(resolution=8), downsample=Resize.AREA, seed=0, path=path, tick=quiet)
-    assert not (tmp_path / "gone").exists()

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdmkit.builtin.embedding import Embedding, run, sinusoidal, zero
+from cdmkit.builtin.layers import attend
 from cdmkit.component import Binds, Component, component, option
 from cdmkit.diffusion import Condition
 from cdmkit.hookspecs import hookimpl
-from cdmkit.kinds import Backbone, NetworkSpec
+from cdmkit.kinds import Backbone, Dropout, NetworkSpec
 
 FREQUENCIES = 256
 """Width of the sinusoidal embedding of each number a network is told (the authors' code)."""
@@ -86,19 +87,19 @@ class Block(nn.Module):
         self.qkv = _linear(width, 3 * width)
         self.proj = _linear(width, width)
         self.mlp = nn.Sequential(_linear(width, hidden), nn.GELU(approximate="tanh"), _linear(hidden, width))
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout, self.mlp_dropout = Dropout(options.dropout), Dropout(options.dropout)
 
     def forward(self, tokens: Tensor, emb: Tensor) -> Tensor:
         """[B, N, D], [B, D] -> [B, N, D]."""
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(emb).unsqueeze(1).chunk(6, dim=2)
         tokens = tokens + gate * self.dropout(self._attention(_modulated(tokens, shift, scale)))
-        out: Tensor = tokens + mlp_gate * self.dropout(self.mlp(_modulated(tokens, mlp_shift, mlp_scale)))
+        out: Tensor = tokens + mlp_gate * self.mlp_dropout(self.mlp(_modulated(tokens, mlp_shift, mlp_scale)))
         return out
 
     def _attention(self, tokens: Tensor) -> Tensor:
         qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))
         q, k, v = qkv.transpose(1, 3).unbind(2)  # each [B, heads, N, D / heads]
-        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
         return out
 
 

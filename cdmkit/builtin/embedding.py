@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as without_keeping
 
+from cdmkit.builtin.layers import exactly
 from cdmkit.diffusion import Condition
 from cdmkit.kinds import NetworkSpec
 
 
 class Embedding(nn.Module):
-    """Noise level, class and augmentation levels as one vector [B, size].
+    """Noise level, class and augmentation levels as one vector [B, size], in float32 also in mixed precision: it is small, and bf16 holds
+    no whole numbers above 256.
 
     width: of the sinusoidal embedding of each number. frequency_shift: see `sinusoidal`.
     """
@@ -32,13 +34,17 @@ class Embedding(nn.Module):
 
     def forward(self, noise_level: Tensor, condition: Condition) -> Tensor:
         """The activated sum of what the network is told."""
+        with exactly(noise_level):
+            return F.silu(self._sum(noise_level, condition))
+
+    def _sum(self, noise_level: Tensor, condition: Condition) -> Tensor:
         emb: Tensor = self.noise(sinusoidal(noise_level, self.width, self.frequency_shift))
         if self.label is not None:
             emb = emb + self.label(condition.label)
         levels = () if condition.levels is None else condition.levels.unbind(1)
         for mlp, level in zip(self.levels, levels, strict=True):
             emb = emb + mlp(sinusoidal(level, self.width, self.frequency_shift))
-        return F.silu(emb)
+        return emb
 
 
 class Labels(nn.Embedding):
@@ -77,7 +83,7 @@ def zero(layer: L) -> L:
 def run(block: nn.Module, *inputs: Tensor, checkpoint: bool) -> Tensor:
     """block(*inputs). With `checkpoint` its activations are computed again in the backward pass, not kept until then (arXiv:1604.06174)."""
     if checkpoint and torch.is_grad_enabled():
-        out: Tensor = without_keeping(block, *inputs, use_reentrant=False)  # this form restores autocast and the dropout's generator
+        out: Tensor = without_keeping(block, *inputs, use_reentrant=False)  # this form restores autocast and torch's generator
     else:
         out = block(*inputs)
     return out

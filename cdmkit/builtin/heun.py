@@ -61,14 +61,14 @@ class Heun(Spaced):
         steps = self._steps(chain, process)
         high, low = steps.high.tolist(), chain.timesteps.tolist()
         raise_x, raise_noise, xt, euler, first, second = (mix.to(noise.device, noise.dtype).unbind() for mix in steps[1:])
-        point, x = process.points(noise), noise
+        raised, reached, x = process.points(noise, steps.high), chain.points(noise), noise
         for k in range(chain.steps, chain.index_of(stop_at), -1):
             if high[k] > low[k]:
                 x = (x * raise_x[k]).addcmul_(draw(k), raise_noise[k])
-            here = denoise(x, point(high[k])).x0
+            here = denoise(x, raised(k)).x0
             ahead = (x * xt[k]).addcmul_(here, euler[k])
             if low[k - 1] > 0:
-                there = denoise(ahead, point(low[k - 1])).x0
+                there = denoise(ahead, reached(k - 1)).x0
                 ahead = (x * xt[k]).addcmul_(here, first[k]).addcmul_(there, second[k])
             x = ahead
         return x

@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from cdmkit.component import Component, component, option
@@ -31,7 +30,8 @@ class Ancestral(Spaced):
             denoised = denoise(x, point)
             x = posterior_mean(denoised.x0, x, point)
             if k > 1:
-                x.addcmul_(draw(k), torch.exp(0.5 * denoised.log_variance))
+                x.addcmul_(draw(k), denoised.deviation)
+            del denoised  # else its image lies beside the network's next call
         return x
 
 
@@ -67,7 +67,8 @@ class Multistep(Spaced):
                 x.addcmul_(before, older[k])
             if fresh and k > 1:
                 x.addcmul_(draw(k), fresh[k])
-            before = now
+            before = now if older else None
+            del now  # else it lies beside the network's next call
         return x
 
 

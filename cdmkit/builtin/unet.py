@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdmkit.builtin.embedding import Embedding, run, zero
+from cdmkit.builtin.layers import Norm, attend, double_and_convolve
 from cdmkit.component import Binds, Component, component, option
 from cdmkit.diffusion import Condition
 from cdmkit.hookspecs import hookimpl
-from cdmkit.kinds import Backbone, NetworkSpec
+from cdmkit.kinds import Backbone, Dropout, NetworkSpec
 
 
 class Resample(Enum):
@@ -159,7 +160,7 @@ class UNetModule(nn.Module):
             h = run(layer, h, emb, checkpoint=self.checkpoint)
         for layer in self.up:
             h = run(layer, h, emb, skips.pop(), checkpoint=self.checkpoint)
-        out: Tensor = self.conv_out(F.silu(self.norm(h)))
+        out: Tensor = self.conv_out(self.norm(h))
         return out
 
 
@@ -214,20 +215,16 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.emb_proj = nn.Linear(embedding, 2 * out if options.scale_shift else out)
         self.norm2 = _norm(options, out)
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
         self.conv2 = zero(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[B, C, R, R], [B, E] -> [B, C', R', R']."""
-        h = self.conv1(self.resize(F.silu(self.norm1(x))))
-        told = self.emb_proj(emb)[:, :, None, None]
-        if self.scale_shift:
-            scale, shift = told.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(h), 1 + scale)  # AdaGN, Improved DDPM appendix A
-        else:
-            h = self.norm2(h + told)
-        return _sum(self.skip(self.resize(x)), self.conv2(self.dropout(F.silu(h))), self.skip_rescale)
+        h = self.conv1(self.resize(self.norm1(x)))
+        told = self.emb_proj(emb)
+        h = self.norm2(h, told) if self.scale_shift else self.norm2(h + told[:, :, None, None])
+        return _sum(self.skip(self.resize(x)), self.conv2(self.dropout(h)), self.skip_rescale)
 
 
 class Attention(nn.Module):
@@ -237,16 +234,16 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = options.heads if options.head_channels is None else channels // options.head_channels
         self.skip_rescale = options.skip_rescale
-        self.norm = _norm(options, channels)
+        self.norm = _norm(options, channels, silu=False)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, R, R] -> the same."""
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).view(batch, 3, self.heads, channels // self.heads, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
+        by_pixel = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
+        q, k, v = by_pixel.reshape(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        h = attend(q, k, v).transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         return _sum(x, self.out(h), self.skip_rescale)
 
 
@@ -275,14 +272,12 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, R, R] -> [B, C, 2R, 2R]."""
-        height, width = x.shape[-2:]
-        out: Tensor = self.conv(F.interpolate(x, size=(2 * height, 2 * width), mode="nearest"))
-        return out
+        return double_and_convolve(x, self.conv)
 
 
-def _norm(options: UNet, channels: int) -> nn.GroupNorm:
-    """Group norm with as many groups as asked for wherever they divide the channels."""
-    return nn.GroupNorm(math.gcd(options.norm_groups, channels), channels, options.norm_eps)
+def _norm(options: UNet, channels: int, *, silu: bool = True) -> Norm:
+    """Group norm with as many groups as asked for wherever they divide the channels, and SiLU unless that is without."""
+    return Norm(math.gcd(options.norm_groups, channels), channels, options.norm_eps, silu=silu)
 
 
 @hookimpl

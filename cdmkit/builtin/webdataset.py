@@ -60,7 +60,17 @@ class WebDataset(Source):
         """Batches from a pool of `workers` threads."""
         shards = self._opened()
         order = BlockOrder(shards.lengths, seed, self.mix, shards.expect) if self.mix else Order(len(shards), seed)
-        return Loader(shards.read, order, batch=batch, rank=rank, world=world, position=position, workers=self.workers, skips=shards.skips)
+        return Loader(
+            shards.read,
+            order,
+            batch=batch,
+            rank=rank,
+            world=world,
+            position=position,
+            workers=self.workers,
+            skips=shards.skips,
+            where=shards.where,
+        )
 
     def _opened(self) -> Shards:
         return open_shards(self.shards, self.split, Tolerance(self.damaged, self.max_skipped), self.max_pixels, int(self.cache * 1e9))

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import attrs
 
 from cdmkit.cascade.stage import Stage
+from cdmkit.errors import UsageError
+from cdmkit.nearest import did_you_mean
 
 
 @attrs.frozen
@@ -32,6 +34,12 @@ class Cascade:
         return iter(self.stages.values())
 
     def __getitem__(self, name: str) -> Stage:
+        return self.stages[name]
+
+    def named(self, name: str) -> Stage:
+        """The stage of a name. Raises UsageError where there is none."""
+        if name not in self.stages:
+            raise UsageError(f'no stage "{name}"{did_you_mean(name, self.stages)} (stages: {", ".join(self.stages)})')
         return self.stages[name]
 
     def parent(self, stage: Stage) -> Stage | None:

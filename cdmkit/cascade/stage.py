@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 
 import attrs
 
-from cdmkit.component import evolve, option, table
+from cdmkit.component import Binds, evolve, option, table
 from cdmkit.data.resize import Resize
 from cdmkit.diffusion import Denoiser, Network, NoiseInput, Parameterization, Prediction, Process, Variance
 from cdmkit.kinds import (
     Augmentation,
+    Average,
     Backbone,
     Backend,
     Density,
     Guidance,
     Loss,
+    LrSchedule,
     NetworkSpec,
     Optimizer,
     Sampler,
     Schedule,
     Threshold,
+    exponential_decay,
 )
 
 
@@ -46,22 +51,61 @@ class Training:
     """How a stage is trained."""
 
     batch: int = option(64, help="images per optimizer step, over all devices", ge=1)
-    steps: int = option(0, help="optimizer steps; 0: the stage's `weights` are sampled as they are", ge=0)
+    steps: int = option(0, help="optimizer steps; 0: the stage's `weights` are sampled as they are", ge=0, binds=Binds.NOTHING)
     optimizer: Optimizer = option(help="how weights follow gradients")
     ema: float = option(0.9999, help="decay of the moving average of weights that is sampled from", ge=0, lt=1)
     ema_ramp: bool = option(False, help="let the decay grow as (1 + step) / (10 + step) up to `ema`, for short training")
+    averages: tuple[Average, ...] = option((), help="further averages kept beside it, as average-1, average-2, ... of each checkpoint")
+    snapshot_every: int = option(
+        0,
+        help="steps between two snapshots of the power averages, for `cdmkit ema`; kept for good, one at the end among them; 0: none",
+        ge=0,
+        binds=Binds.NOTHING,
+    )
+    lr_schedule: LrSchedule | None = option(None, help="how the learning rate changes; default: not at all, as `constant` has it")
     warmup: int = option(0, help="steps over which the learning rate rises linearly from 0", ge=0)
     clip_grad: float = option(0.0, help="largest gradient norm; larger ones are scaled down to it; 0: no limit", ge=0)
-    accumulate: int = option(1, help="parts that a batch is split into, one after another, to save memory", ge=1)
+    bad_steps: int = option(
+        3,
+        help="steps in a row with a NaN or infinite loss or gradient at which training stops; fewer are left out and counted",
+        ge=1,
+        binds=Binds.NOTHING,
+    )
+    accumulate: int = option(1, help="parts that a batch is split into, one after another, to save memory", ge=1, binds=Binds.NOTHING)
     flip: bool = option(False, help="mirror half the images left to right")
-    log_every: int = option(100, help="steps between two reports of progress", ge=1)
-    sample_every: int = option(0, help="steps between two sample grids; 0: none while training", ge=0)
-    checkpoint_every: int = option(1000, help="steps between two checkpoints; one is always saved at the end", ge=1)
-    keep: int = option(2, help="checkpoints kept, the newest; two, so that a damaged one is not the end", ge=1)
+    log_every: int = option(100, help="steps between two reports of progress", ge=1, binds=Binds.NOTHING)
+    sample_every: int = option(0, help="steps between two sample grids; 0: none while training", ge=0, binds=Binds.NOTHING)
+    checkpoint_every: int = option(1000, help="steps between two checkpoints; one is always saved at the end", ge=1, binds=Binds.NOTHING)
+    keep: int = option(2, help="checkpoints kept, the newest; two, so that a damaged one is not the end", ge=1, binds=Binds.NOTHING)
+    keep_every: int = option(
+        0, help="checkpoints of steps that are multiples of this are kept as well, for good; 0: none", ge=0, binds=Binds.NOTHING
+    )
+    keep_best: int = option(
+        0, help="so many checkpoints are kept as well: those before which the mean loss was lowest", ge=0, binds=Binds.NOTHING
+    )
 
     def __attrs_post_init__(self) -> None:
         if self.batch % self.accumulate:
             raise ValueError(f"batch = {self.batch} cannot be split into accumulate = {self.accumulate} equal parts")
+        if self.snapshot_every and not self.snapshots:
+            raise ValueError('snapshot_every: there is nothing to make snapshots of: add { type = "power", sigma_rel = 0.1 } to averages')
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0: the optimizer's, by the schedule, by min(1, (step + 1) / warmup)."""
+        factor = 1.0 if self.lr_schedule is None else self.lr_schedule.factor(step)
+        return self.optimizer.lr * factor * (min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0)
+
+    @property
+    def decays(self) -> dict[str, Callable[[int], float]]:
+        """Every average that is kept, by the name of its file: its decay at an optimizer step, counted from 0."""
+        further = {f"average-{number}": average.decay_at for number, average in enumerate(self.averages, 1)}
+        return {"ema": partial(exponential_decay, self.ema, self.ema_ramp), **further}
+
+    @property
+    def snapshots(self) -> dict[str, float]:
+        """The averages that snapshots are made of, by the names of their files: the sigma_rel of each."""
+        widths = zip(list(self.decays)[1:], (average.sigma_rel for average in self.averages), strict=True)
+        return {name: sigma_rel for name, sigma_rel in widths if sigma_rel is not None}
 
 
 @attrs.frozen

@@ -17,16 +17,20 @@ from cdmkit.nearest import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cdmkit.cli.run:run", "Train every stage of a recipe, then sample the cascade."),
+    "launch": ("cdmkit.cli.launch:launch", "Train a recipe on a cluster with Slurm."),
     "sample": ("cdmkit.cli.sample:sample", "Sample a trained cascade."),
+    "ema": ("cdmkit.cli.ema:ema", "Make another average of a trained stage's weights."),
     "eval": ("cdmkit.cli.eval:evaluate", "Measure trained stages: bits per dimension."),
     "import": ("cdmkit.cli.importing:import_", "Bring in published weights as a stage of a cascade."),
     "data": ("cdmkit.cli.data:data", "Prepare data sets: from images to shards."),
     "plan": ("cdmkit.cli.plan:plan", "Tell what a run would do: parameters, calls, images; train nothing."),
+    "bench": ("cdmkit.cli.bench:bench", "Measure the speed of a recipe's stages on this machine."),
     "validate": ("cdmkit.cli.validate:validate", "Check recipes and report every fault."),
     "show": ("cdmkit.cli.show:show", "Print a recipe with everything filled in, or its graph."),
     "plugins": ("cdmkit.cli.plugins:plugins", "List plugins, working and broken."),
     "components": ("cdmkit.cli.components:components", "List what recipes can name, or the options of one component."),
     "schema": ("cdmkit.cli.schema:schema", "Print the JSON Schema of recipes, for editors."),
+    "inspect": ("cdmkit.cli.inspect:inspect", "Tell what a weights file, a checkpoint or a run's checkpoints are."),
     "runs": ("cdmkit.cli.runs:runs", "List runs: their state, and the steps that are saved."),
 }
 """Where each command is, and its line of help."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 PAUSE = 10.0
 """Seconds between two plain lines."""
+
+_BESIDE = 54
+"""Columns of a terminal for what stands before the note of a bar."""
+
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 class Bars:
@@ -32,6 +39,21 @@ class Bars:
         if self.console.is_interactive:
             self._bars.stop()
 
+    @property
+    def draws(self) -> bool:
+        """Whether bars are drawn, and in Unicode."""
+        return self.console.is_interactive and self.console.encoding.startswith("utf")
+
+    def fitting(self, parts: Iterable[str]) -> str:
+        """As many of some words, the most important first, as there is room for beside a bar; all of them in a line."""
+        note, *rest = filter(None, parts)
+        for part in rest:
+            longer = f"{note}  {part}"
+            if self.console.is_interactive and len(longer) > self.console.width - _BESIDE:
+                break
+            note = longer
+        return note
+
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, markup=False, soft_wrap=True)
@@ -47,6 +69,22 @@ class Bars:
         elif done == total or time.monotonic() - self._last_line >= PAUSE:
             self._last_line = time.monotonic()
             self.say(f"{what}: {done}/{total}  {note}" + ("" if left is None else f"  {clock(left)} left"))
+
+
+def rate(gflops: float) -> str:
+    """1,234 GFLOP/s as 1.23 TFLOP/s; nothing where it is not known."""
+    if not math.isfinite(gflops):
+        return ""
+    return f"{gflops / 1000:.3g} TFLOP/s" if gflops >= 1000 else f"{gflops:.3g} GFLOP/s"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Positive numbers as bars from the lowest to the highest, by their logarithms; a blank where there is none."""
+    logs = [math.log(value) if 0 < value < math.inf else math.nan for value in values]
+    known = [each for each in logs if not math.isnan(each)]
+    span = max(known, default=0.0) - min(known, default=0.0)
+    heights = (each if math.isnan(each) else (each - min(known)) / span if span else 0.0 for each in logs)
+    return "".join(" " if math.isnan(each) else _BARS[round(each * (len(_BARS) - 1))] for each in heights)
 
 
 def clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -15,7 +16,11 @@ from cdmkit.cli.options import json_option, print_json, print_table, runs_option
 @runs_option
 @json_option
 def runs(name: str | None, runs: Path, as_json: bool) -> None:
-    """List the runs (of the recipe NAME), the oldest first: their state, and the steps that each stage has saved."""
+    """List the runs (of the recipe NAME), the oldest first: their state, and the steps that each stage has saved of all it is to make.
+
+    A run is running, finished, stopped (by a signal, after saving), failed, interrupted (it could not even note how it ended), or in
+    parts: its stages were only trained one by one.
+    """
     from cdmkit.errors import UsageError
     from cdmkit.runs import list_runs
 
@@ -28,6 +33,7 @@ def runs(name: str | None, runs: Path, as_json: bool) -> None:
             "started": run.facts.get("started", ""),
             "state": run.state,
             "steps": run.steps(),
+            "wanted": run.wanted(),
         }
         for run in list_runs(runs, name)
     ]
@@ -37,5 +43,11 @@ def runs(name: str | None, runs: Path, as_json: bool) -> None:
     if not found:
         click.echo(f"no runs{f' of {name}' if name else ''} under {runs}", err=True)
         return
-    rows = [(r["path"], r["state"], r["started"], ", ".join(f"{stage} {step}" for stage, step in r["steps"].items())) for r in found]
+    rows = [(r["path"], r["state"], r["started"], _progress(r["steps"], r["wanted"])) for r in found]
     print_table(("run", "state", "started", "steps saved"), rows)
+
+
+def _progress(saved: Mapping[str, int], wanted: Mapping[str, int]) -> str:
+    """Each stage with its steps; not those that learn nothing."""
+    stages = [stage for stage in wanted if wanted[stage]] or list(saved)
+    return ", ".join(f"{stage} {saved.get(stage, 0)}" + (f"/{wanted[stage]}" if wanted else "") for stage in stages)

@@ -94,14 +94,11 @@ def find_run(name: str, runs: Path) -> Run:
 def find_stage(recipe: Recipe, name: str | None) -> str:
     """The stage to stop at."""
     from cdmkit.errors import UsageError
-    from cdmkit.nearest import did_you_mean
 
     leaves = [leaf.name for leaf in recipe.cascade.leaves()]
     if name is None and len(leaves) > 1:
         raise UsageError(f"the cascade has several last stages: choose one by --stage {' or '.join(leaves)}")
-    if name is not None and name not in recipe.stage:
-        raise UsageError(f'no stage "{name}"{did_you_mean(name, recipe.stage)}; there are: {", ".join(recipe.stage)}')
-    return name or leaves[0]
+    return leaves[0] if name is None else recipe.cascade.named(name).name
 
 
 def _values(option: str, given: tuple[str, ...], every: list[str], known: list[str], key: str) -> Iterator[str]:

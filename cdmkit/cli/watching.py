@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from cdmkit import events
-from cdmkit.cli.bars import Bars
+from cdmkit.cli.bars import Bars, rate, sparkline
 from cdmkit.hookspecs import hookimpl
 
 
@@ -29,9 +29,10 @@ class Watcher(Bars):
 
     @hookimpl
     def cdmkit_progress(self, event: events.Progress) -> None:
-        """Show loss, speed and the time left."""
-        note = f"loss {event.loss:.4f}  {event.images_per_second:.0f} images/s"
-        self.advance(event.stage, event.step, event.steps, note, event.eta)
+        """Show loss, speed, gradient norm and the time left; on a terminal also the loss of each noise level, as bars."""
+        speed = (f"{event.images_per_second:.0f} images/s", rate(event.gflops))
+        told = (f"loss {event.loss:.4f}", *speed, f"grad {event.grad_norm:.3g}", sparkline(event.levels) if self.draws else "")
+        self.advance(event.stage, event.step, event.steps, self.fitting(told), event.eta)
 
     @hookimpl
     def cdmkit_stage_finished(self, event: events.StageFinished) -> None:

@@ -55,10 +55,12 @@ class Loader(Batches):
         position: int = 0,
         workers: int = 2,
         skips: Skips | None = None,
+        where: Callable[[int], str] | None = None,
     ) -> None:
         self._read = read
         self._order = order
         self._left_out = skips
+        self._where = where
         self._steps = torch.arange(batch) * world + rank
         self._stride = batch * world
         self._position = position
@@ -75,6 +77,11 @@ class Loader(Batches):
         if self._ahead > 1:
             self._request()
         return Batch(torch.cat(images), torch.cat(labels), positions)
+
+    def where(self, position: int) -> str:
+        """Position, shard and key."""
+        where = super().where(position)
+        return f"{where}, {self._where(int(self._order(torch.tensor([position]))))}" if self._where else where
 
     def ready(self, seconds: float) -> bool:
         """Wait for the next batch, no longer than this; whether it is there."""

@@ -76,6 +76,11 @@ class Denoised(NamedTuple):
         """Log of the reverse step's variance, broadcastable to x_t."""
         return self.variance.log_variance(self.ranged, self.point)
 
+    @property
+    def deviation(self) -> Tensor:
+        """The reverse step's deviation, broadcastable to x_t."""
+        return self.variance.deviation(self.ranged, self.point)
+
 
 Denoise = Callable[[Tensor, Point], Denoised]
 """(x_t [B, 3, R, R], where on the chain it is) -> Denoised: what samplers call."""
@@ -99,8 +104,8 @@ class Denoiser:
 
     def output(self, x_t: Tensor, point: Point, condition: Condition) -> Output:
         """Ask the network; what it says in half precision is taken on in x_t's."""
-        level = self.parameterization.noise_input.level(point).expand(len(x_t))
-        said = self.network(x_t, level, condition).to(x_t.dtype)
+        level = self.parameterization.noise_input.level(point).expand(x_t.shape[0])
+        said = self.network(x_t, level, condition).type_as(x_t)
         if not self.parameterization.variance.learned:
             return Output(said, None)
         value, ranged = said.chunk(2, dim=1)

@@ -79,6 +79,16 @@ class Variance(Enum):
                     raise ValueError("learned-range variance needs the network's second half of channels")
                 return torch.lerp(point.posterior_log_variance, point.log_beta, (ranged + 1) / 2)
 
+    def deviation(self, ranged: Tensor | None, point: Point) -> Tensor:
+        """The reverse step's deviation, the sigma_t of DDPM's Algorithm 2, broadcastable to images. ranged: as for `log_variance`."""
+        match self:
+            case Variance.FIXED_SMALL:
+                return point.posterior_deviation
+            case Variance.FIXED_LARGE:
+                return point.deviation_large
+            case Variance.LEARNED_RANGE:
+                return self.log_variance(ranged, point).div_(2).exp_()
+
 
 class NoiseInput(Enum):
     """How the network is told the noise level."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
+from functools import cache
 
 import attrs
 import torch
@@ -20,8 +20,11 @@ _TINY = 1e-300
 """Stands for 0 where a table's entry that nothing reads would be the log of 0, or divided by 0."""
 
 
-class Point(NamedTuple):
-    """All that formulas need to know of a place on a chain: one number for each image, [B, 1, 1, 1], or one for all, [1, 1, 1, 1]."""
+class Point:
+    """All that formulas need to know of a place on a chain: one number for each image, [B, 1, 1, 1], or one for all, [1].
+
+    Each is read when a formula asks for it, so that a step of a sampler pays for those it uses.
+    """
 
     total: int
     """T of the full chain."""
@@ -48,6 +51,14 @@ class Point(NamedTuple):
     posterior_mean_x0: Tensor
     posterior_mean_xt: Tensor
     """The weights of x_0 and x_t in the posterior mean, DDPM eq. 7."""
+    posterior_deviation: Tensor
+    """sqrt(beta-tilde), as its log is taken."""
+    deviation_large: Tensor
+    """sqrt(beta), but that of the posterior at k = 1 (fixed-large)."""
+
+    def __init__(self, total: int, sigma: float, read: Callable[[str], Tensor]) -> None:
+        """A place of which `read` gives the numbers above by name."""
+        self.total, self.sigma, self.read = total, sigma, read
 
     @property
     def log_snr(self) -> Tensor:
@@ -55,7 +66,14 @@ class Point(NamedTuple):
         return 2 * (self.signal.log() - self.noise.log())
 
 
-_COLUMNS = Point._fields[2:]
+def _reader(name: str) -> property:
+    """An attribute of `Point`; one `__getattr__` for all would take several times as long."""
+    return property(lambda point: point.read(name))
+
+
+_COLUMNS = tuple(Point.__annotations__)[2:]
+for _column in _COLUMNS:
+    setattr(Point, _column, _reader(_column))
 
 
 @attrs.frozen(eq=False)
@@ -107,6 +125,8 @@ class Process:
             "log_variance_large": large,
             "posterior_mean_x0": previous.sqrt() * betas / noisy,
             "posterior_mean_xt": alphas.sqrt() * (1 - previous) / noisy,
+            "posterior_deviation": (small / 2).exp(),
+            "deviation_large": (large / 2).exp(),
         }
         return cls(torch.stack([columns[name] for name in _COLUMNS], dim=1), total or len(ab) - 1, variance_floor)
 
@@ -149,11 +169,11 @@ class Process:
 
         Raises ValueError, naming them, where there are no such timesteps.
         """
-        here = {timestep: index for index, timestep in enumerate(self.timesteps.tolist())}
-        if strange := sorted({*timesteps} - here.keys()):
-            raise ValueError(f"the chain has no timestep {', '.join(map(str, strange))}: it has {self.steps}, up to {max(here)}")
-        kept = torch.tensor([here[timestep] for timestep in sorted({0, *timesteps})])
-        return Process.of(self.alpha_bars.cpu()[kept], self.timesteps.cpu()[kept], self.total, self.variance_floor)
+        here, wanted = self.timesteps.cpu(), torch.tensor(sorted({0, *timesteps}))
+        kept = torch.searchsorted(here, wanted).clamp(max=self.steps)
+        if strange := wanted[here[kept] != wanted].tolist():
+            raise ValueError(f"the chain has no timestep {', '.join(map(str, strange))}: it has {self.steps}, up to {int(here[-1])}")
+        return Process.of(self.alpha_bars.cpu()[kept], wanted, self.total, self.variance_floor)
 
     def respace(self, steps: int, through: int = 0) -> Process:
         """The chain over `even_timesteps(K, steps)` of this (full) chain, and the timestep `through`."""
@@ -163,19 +183,24 @@ class Process:
         """The same tables on a device, rounded once to `dtype`. Respace before, not after."""
         return attrs.evolve(self, table=self.table.to(device, dtype))
 
-    def point(self, index: Tensor, sigma: float = math.nan) -> Point:
+    def point(self, index: Tensor) -> Point:
         """The points at indices int64 [B] (or [1], for all images of a batch), on the tables' device."""
-        rows = self.table.index_select(0, index)
-        return Point(self.total, sigma, *rows.view(len(index), 1, 1, 1, -1).unbind(-1))
+        rows = self.table.index_select(0, index).view(len(index), 1, 1, 1, -1)
+        return Point(self.total, math.nan, dict(zip(_COLUMNS, rows.unbind(-1), strict=True)).__getitem__)
 
-    def points(self, like: Tensor) -> Callable[[int], Point]:
-        """The points by index, on the device and in the dtype of `like`.
+    def points(self, like: Tensor, index: Tensor | None = None) -> Callable[[int], Point]:
+        """The points by index, on the device and in the dtype of `like`. index: int64 [N], which points those are; by default all.
 
-        Reading one never makes the host wait. The tables are read by an index on the device, so that a compiler sees the same step always.
+        Reading one makes no step wait, copy or compute: its numbers are views of the tables.
         """
-        tables, sigmas = self.to(like.device, like.dtype), self.sigmas.tolist()
-        indices = torch.arange(self.steps + 1, device=like.device).unsqueeze(1).unbind()
-        return lambda k: tables.point(indices[k], sigmas[k])
+        chosen = self if index is None else attrs.evolve(self, table=self.table[index])
+        tables, sigmas = chosen.to(like.device, like.dtype), chosen.sigmas.tolist()
+
+        @cache
+        def column(name: str) -> tuple[Tensor, ...]:
+            return tables.column(name).unsqueeze(1).unbind()
+
+        return lambda k: Point(self.total, sigmas[k], lambda name: column(name)[k])
 
     def backwards(self, like: Tensor, stop_at: int = 0) -> Iterator[tuple[int, Point]]:
         """The indices from K down to the one after timestep `stop_at`, each with its point."""
@@ -227,6 +252,11 @@ def between(process: Process, t: Tensor, uniform: Tensor) -> Point:
     alpha_bar = torch.lerp(point.alpha_bar, before.alpha_bar, share)
     noise = torch.lerp(point.noise.square(), before.noise.square(), share).sqrt()
     per_signal = alpha_bar.rsqrt()
-    return point._replace(
-        alpha_bar=alpha_bar, signal=alpha_bar.sqrt(), noise=noise, per_signal=per_signal, noise_per_signal=noise * per_signal
-    )
+    moved = {
+        "alpha_bar": alpha_bar,
+        "signal": alpha_bar.sqrt(),
+        "noise": noise,
+        "per_signal": per_signal,
+        "noise_per_signal": noise * per_signal,
+    }
+    return Point(point.total, math.nan, lambda name: moved[name] if name in moved else point.read(name))

@@ -8,6 +8,8 @@ from cdmkit.component import Component
 from cdmkit.kinds.computing import Backend, Optimizer, Session
 from cdmkit.kinds.conditioning import Augmentation, Augmented
 from cdmkit.kinds.data import Batch, Batches, DataCard, Original, Originals, Preparer, Skip, Source
+from cdmkit.kinds.dropout import Dropout, key_dropout
+from cdmkit.kinds.learning import MAX_SIGMA_REL, Average, LrSchedule, exponential_decay, power_exponent
 from cdmkit.kinds.network import Backbone, NetworkSpec
 from cdmkit.kinds.noising import Density, Loss, Schedule, Timesteps, Visit, Weighting
 from cdmkit.kinds.sampling import Guidance, Sampler, Spaced, Spacing, Threshold
@@ -28,6 +30,8 @@ KINDS: dict[str, type[Component]] = {
         Source,
         Preparer,
         Optimizer,
+        LrSchedule,
+        Average,
         Backend,
     )
 }
@@ -35,16 +39,20 @@ KINDS: dict[str, type[Component]] = {
 
 __all__ = [
     "KINDS",
+    "MAX_SIGMA_REL",
     "Augmentation",
     "Augmented",
+    "Average",
     "Backbone",
     "Backend",
     "Batch",
     "Batches",
     "DataCard",
     "Density",
+    "Dropout",
     "Guidance",
     "Loss",
+    "LrSchedule",
     "NetworkSpec",
     "Optimizer",
     "Original",
@@ -61,4 +69,7 @@ __all__ = [
     "Timesteps",
     "Visit",
     "Weighting",
+    "exponential_decay",
+    "key_dropout",
+    "power_exponent",
 ]

@@ -97,6 +97,10 @@ class Batches(Iterator[Batch], ABC):
     def close(self) -> None:
         """Let go of threads and files."""
 
+    def where(self, position: int) -> str:
+        """Where the image at a position of training lies, for messages: by default only its position."""
+        return f"position {position}"
+
     def ready(self, seconds: float) -> bool:
         """Wait for the next batch, no longer than this; whether it is there. By default it always is: `next` waits for it."""
         return True

@@ -3,7 +3,7 @@
 from cdmkit.recipe.faults import Fault, Faults, RecipeFaults, SetupFaults, dotted
 from cdmkit.recipe.model import Data, Recipe, Requires, Sample, Validation
 from cdmkit.recipe.reading import read, read_stage
-from cdmkit.recipe.write import diff, loose, ordering, to_table, to_toml, without
+from cdmkit.recipe.write import diff, loose, ordering, table_to_toml, to_table, to_toml, without
 
 __all__ = [
     "Data",
@@ -21,6 +21,7 @@ __all__ = [
     "ordering",
     "read",
     "read_stage",
+    "table_to_toml",
     "to_table",
     "to_toml",
     "without",

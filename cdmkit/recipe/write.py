@@ -80,7 +80,12 @@ def without(table: Any, keys: Collection[str], path: str = "") -> Any:
 
 def to_toml(recipe: Recipe) -> str:
     """The resolved recipe as a TOML text that reads back as an equal recipe."""
-    return "\n".join(_table(to_table(recipe), ())).strip() + "\n"
+    return table_to_toml(to_table(recipe))
+
+
+def table_to_toml(table: Mapping[str, Any]) -> str:
+    """A plain table as a TOML text."""
+    return "\n".join(_table(table, ())).strip() + "\n"
 
 
 def _table(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:

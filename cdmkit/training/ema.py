@@ -1,28 +1,23 @@
-"""The moving average of weights that is sampled from."""
+"""Moving averages of weights."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 
 class Ema:
-    """An exponential moving average of a network's weights, as a module of its own: never swapped into the one that trains.
+    """A moving average of a network's weights, as a module of its own: never swapped into the one that trains.
 
-    decay: the share of the average that stays at each step. ramp: let it grow as (1 + step) / (10 + step) until it reaches `decay`, so that
-    short training forgets its first weights.
+    decay_at: the share of the average that stays at an optimizer step, counted from 0.
     """
 
-    def __init__(self, network: nn.Module, decay: float, ramp: bool = False) -> None:
+    def __init__(self, network: nn.Module, decay_at: Callable[[int], float]) -> None:
         self.module = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay = decay
-        self.ramp = ramp
-
-    def decay_at(self, step: int) -> float:
-        """The decay at optimizer step `step`, counted from 0."""
-        return min(self.decay, (1 + step) / (10 + step)) if self.ramp else self.decay
+        self.decay_at = decay_at
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int, moves: Tensor) -> None:

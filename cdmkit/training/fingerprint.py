@@ -14,10 +14,6 @@ _SAMPLING = {"sampler", "sampling_schedule", "condition", "threshold", "guidance
 _COMPUTING = {"backend", "weights"}
 _LEARNING = ("density", "loss", "label_dropout")
 """What decides which weights are learned, but not what they mean."""
-_PACE = {"steps", "accumulate", "log_every", "sample_every", "checkpoint_every", "keep"}
-"""Options of `train` that leave the weights after a given number of steps as they are, but for rounding."""
-
-
 _FREE = {*_SAMPLING, *_COMPUTING, *_LEARNING, "after", "low_res", "train"}
 
 
@@ -26,13 +22,12 @@ def fingerprint(
 ) -> str:
     """A hex digest of all that determines the weights of a stage after a given number of steps.
 
-    name: the stage's, which names its random draws. stage, parent: resolved tables, as a recipe writes them. data: what the images are
+    name: the stage's, which names its random draws. stage, parent: tables, as a recipe writes them, without what binds nothing. data: what the images are
     (fingerprint of the source, downsampling). weights: digest of those that training begins with, empty for none. Of the parent only the
     resolution and the schedule matter: stages train independently.
     """
-    train = {key: value for key, value in stage["train"].items() if key not in _PACE}
     learning = [weights, *(stage.get(key) for key in _LEARNING)]
-    text = json.dumps([name, lasting(stage, parent), learning, train, data, seed], sort_keys=True)
+    text = json.dumps([name, lasting(stage, parent), learning, stage["train"], data, seed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cdmkit.errors import CheckpointError
+from cdmkit.training.tensor_file import copy_into, outlines
 
 
 def flatten(optimizer: Optimizer, network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -35,29 +36,36 @@ def flatten(optimizer: Optimizer, network: nn.Module) -> tuple[dict[str, Tensor]
 
 
 def restore(optimizer: Optimizer, network: nn.Module, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-    """Give an optimizer back what `flatten` took. Raises CheckpointError where it was taken from an optimizer of another network."""
+    """Give an optimizer back what `flatten` took, a tensor at a time.
+
+    Raises CheckpointError where it was taken from an optimizer of another network.
+    """
     parameters = dict(network.named_parameters())
     index_of = {name: index for index, name in enumerate(_names(optimizer, network))}
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**tensors, **rest["numbers"]}.items():
-        name, _, slot = key.rpartition(".")
-        if name not in index_of:
-            raise CheckpointError(
-                f"the optimizer's state is of another network: there is no parameter {name!r}. Use the recipe it was trained with."
-            )
-        state.setdefault(index_of[name], {})[slot] = _laid_out(value, parameters[name])
+    slots = {key: key.rpartition(".") for key in (*tensors, *rest["numbers"])}
+    if strange := [name for name, _, _ in slots.values() if name not in index_of]:
+        raise CheckpointError(
+            f"the optimizer's state is of another network: there is no parameter {strange[0]!r}. Use the recipe it was trained with."
+        )
     groups = optimizer.state_dict()["param_groups"]
     if len(groups) != len(rest["groups"]):
         raise CheckpointError(f"the optimizer's state has {len(rest['groups'])} groups of parameters, this optimizer has {len(groups)}.")
+    state: dict[int, dict[str, Any]] = {}
+    outline = outlines(tensors)
+    for key, (name, _, slot) in slots.items():
+        value = _laid_out(tensors, key, outline[key], parameters[name]) if key in outline else rest["numbers"][key]
+        state.setdefault(index_of[name], {})[slot] = value
     merged = [{**group, **saved} for group, saved in zip(groups, rest["groups"], strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": merged})
 
 
-def _laid_out(value: Any, parameter: nn.Parameter) -> Any:
+def _laid_out(tensors: Mapping[str, Tensor], key: str, outline: Tensor, parameter: nn.Parameter) -> Tensor:
     """A tensor in its parameter's memory layout: fused kernels walk both as they lie, so another layout would mix up the elements."""
-    if isinstance(value, Tensor) and value.shape == parameter.shape:
-        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-    return value
+    if outline.shape != parameter.shape:
+        return tensors[key]
+    made = torch.empty_like(parameter, dtype=outline.dtype, requires_grad=False)
+    copy_into(made, tensors, key)
+    return made
 
 
 def _names(optimizer: Optimizer, network: nn.Module) -> list[str]:

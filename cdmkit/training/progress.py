@@ -9,23 +9,31 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from cdmkit.cascade import Stage
+from cdmkit.cascade.tracing import PASSES, forward_flops
 from cdmkit.events import Emit, Progress, Warned
 from cdmkit.kinds import Skip
 from cdmkit.training.learner import Learner, Update
+
+LEVELS = 8
+"""Equal parts of 1..T that losses are told for, the least noisy first."""
 
 
 class Meter:
     """Sums losses and gradient norms on the device and reads them once per report. Durations are of a clock that never jumps."""
 
-    def __init__(self, stage: Stage, learner: Learner, emit: Emit) -> None:
+    def __init__(self, stage: Stage, learner: Learner, emit: Emit, classes: int) -> None:
         self.stage = stage
         self.learner = learner
         self.emit = emit
+        self._flops = PASSES * forward_flops(stage, classes)
         self._one = torch.ones_like(learner.bad_steps)
+        steps = stage.process().steps
+        self._level_of = ((torch.arange(steps + 1) - 1).clamp(min=0) * LEVELS // steps).to(self._one.device)
         self._restart()
 
     def _restart(self) -> None:
         self._sums = torch.zeros(3, device=self._one.device)
+        self._levels = torch.zeros(2, LEVELS, device=self._one.device)
         self._since = self.learner.step
         self._clock = time.monotonic()
 
@@ -39,6 +47,8 @@ class Meter:
     def add(self, update: Update) -> None:
         """Count a step; a bad one has no part in the means."""
         self._sums += torch.where(update.bad, 0.0, torch.stack((update.loss, update.grad_norm, self._one)))
+        found = torch.stack((update.plain, torch.ones_like(update.plain)))
+        self._levels.index_add_(1, self._level_of[update.t], torch.where(update.bad, 0.0, found))
 
     def tell(self, skips: Sequence[Skip]) -> None:
         """Emit SampleSkipped for each."""
@@ -46,8 +56,13 @@ class Meter:
             self.emit(skip.event())
 
     def report(self, lr: float, skipped: int) -> None:
-        """Emit Progress, and Warned where steps were skipped; then start anew. lr: of the last step. skipped: samples that are left out."""
-        loss, norm, good = self._sums.tolist()  # waits for the device, so that the clock is read when the work is done
+        """Emit Progress, and Warned where steps were skipped; then start anew. lr: of the last step. skipped: samples that are left out.
+
+        Of several processes all report at the same steps.
+        """
+        losses, images = self.learner.session.total(self._levels)  # the other sums are equal in all processes
+        # Waits for the device, so that the clock is read when the work is done.
+        loss, norm, good, *levels = torch.cat((self._sums, losses / images)).tolist()
         train, step = self.stage.train, self.learner.step
         counted = step - self._since
         rate = counted * train.batch / max(time.monotonic() - self._clock, 1e-9)
@@ -61,9 +76,11 @@ class Meter:
                 steps=train.steps,
                 images=step * train.batch,
                 loss=loss / good if good else float("nan"),
+                levels=tuple(levels),
                 grad_norm=norm / good if good else float("nan"),
                 lr=lr,
                 images_per_second=rate,
+                gflops=self._flops * rate / 1e9,
                 eta=(train.steps - step) * train.batch / rate,
                 skipped=skipped,
             )

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdmkit.cascade import Stage
 from cdmkit.data.pixels import to_float
 from cdmkit.data.resize import Resize
 from cdmkit.diffusion import Condition, Denoiser, Network, Noised, Output, Process, between
 from cdmkit.draws import Draw, Stream
-from cdmkit.kinds import Batch, Session, Timesteps
+from cdmkit.kinds import Batch, Session, Timesteps, key_dropout
 
 
 @attrs.frozen(eq=False)
@@ -83,7 +83,7 @@ class Objective:
 
     def __call__(self, batch: Batch) -> Losses:
         """The losses of a batch on any device."""
-        images, labels, positions = (tensor.to(self.session.device, non_blocking=True) for tensor in batch)
+        images, labels, positions = map(self.session.put, batch)
         if self.stage.train.flip:
             mirrored = self._draw(positions, "flip").uniform() < 0.5
             images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
@@ -91,6 +91,8 @@ class Objective:
         t, weight = self.timesteps.draw(self._draw(positions, "timestep"))
         noised = self._noised(self.downsample(pixels, self.stage.resolution), t, positions)
         condition = self._condition(pixels, labels, positions)
+        if isinstance(self.denoiser.network, nn.Module):
+            key_dropout(self.denoiser.network, self._draw(positions, "dropout"))
         with self.session.autocast():
             output = self.denoiser.output(noised.x_t, noised.point, condition)
         exact = Output(output.value.float(), None if output.ranged is None else output.ranged.float())

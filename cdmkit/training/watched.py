@@ -39,6 +39,10 @@ class Watched(Batches):
         if self._stop.requested:
             raise Left
 
+    def where(self, position: int) -> str:
+        """That of the other stream."""
+        return self._batches.where(position)
+
     @property
     def skipped(self) -> int:
         """That of the other stream."""

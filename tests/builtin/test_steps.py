@@ -108,9 +108,17 @@ def test_every_step_is_the_same_to_a_compiler(sampler: Sampler) -> None:
     """The same operations in the same order, but at the ends of the chain."""
     steps = watched(sampler, 100, Variance.LEARNED_RANGE, Static(), NoiseInput.TIMESTEP, False).steps[1:]
     if isinstance(sampler, Heun):
-        steps = [a + b for a, b in zip(steps[:-1:2], steps[1::2], strict=True)]
+        steps = [a + b for a, b in zip(steps[:-1:2], steps[1::2], strict=True)][1:]
         steps = [step for step in steps if len(step) == max(map(len, steps))]  # those with churn
     assert len({tuple(step) for step in steps[2:-1]}) == 1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_step_makes_nothing_but_images(sampler: Sampler) -> None:
+    """No number of the chain is copied or computed: all that is new holds as many numbers as some images of the batch."""
+    numbers = watched(sampler, 100, Variance.FIXED_SMALL, Static(), NoiseInput.TIMESTEP, False).numbers[1:]
+    assert all(made % torch.Size(SHAPE).numel() == 0 for made in numbers)
+    assert max(numbers) <= 5 * torch.Size(SHAPE).numel()
 
 
 @pytest.mark.parametrize("density", [Uniform(), LogNormal(), LossAware()])

@@ -25,7 +25,7 @@ from cdmkit.data.skips import Damaged
 from cdmkit.data.writer import Sample, write_shards
 from cdmkit.errors import DataError
 from cdmkit.kinds import Batch
-from cdmkit.sampling import preview
+from cdmkit.previewing import Previewer
 from tests import tiny
 from tests.training.components import make_stage
 
@@ -303,7 +303,7 @@ def test_a_preview_is_left_while_its_images_do_not_come(served: Served, tmp_path
     network = stage.backbone.build(stage.network_spec(5))
     try:
         with pytest.raises(Asked):
-            preview(stage, None, network=network, source=source, downsample=Resize.AREA, seed=0, path=tmp_path / "x.png", tick=tick)
+            Previewer(lineage=(stage,), stages=tmp_path, source=source, downsample=Resize.AREA, classes=5, seed=0)(network, None, tick)
     finally:
         served.go_on.set()
 

@@ -38,9 +38,21 @@ def test_those_of_one_recipe_may_be_asked_for(root: Path) -> None:
     result = tiny.call("runs", "tiny", "--runs", root)
     rows = [line.split() for line in result.stdout.splitlines() if str(root) in line]
     assert [(row[0], row[1], row[3:]) for row in rows] == [
-        (f"{root}/tiny/20260101-000000", "finished", ["base", "4,", "fine", "4"]),
-        (f"{root}/tiny/20260102-000000", "interrupted", ["base", "4"]),
+        (f"{root}/tiny/20260101-000000", "finished", ["base", "4/4,", "fine", "4/4"]),
+        (f"{root}/tiny/20260102-000000", "interrupted", ["base", "4/4,", "fine", "0/4"]),
     ]
+
+
+def test_progress_is_steps_saved_of_steps_wanted(root: Path) -> None:
+    """In the recipe's order; what is saved alone where the recipe cannot be read."""
+    recipe = root / "other/20250101-000000/recipe.resolved.toml"
+    recipe.write_text(recipe.read_text().replace("steps = 4", "steps = 9"))
+    (root / "tiny/20260101-000000/recipe.resolved.toml").write_text("[[")
+    other, broken, _ = json.loads(tiny.call("runs", "--runs", root, "--json").stdout)
+    assert (other["wanted"], broken["wanted"]) == ({"base": 9, "fine": 9}, {})
+    table = tiny.call("runs", "--runs", root).stdout
+    assert "base 4/9, fine 4/9" in table
+    assert "base 4, fine 4\n" in "\n".join(line.rstrip() for line in table.splitlines()) + "\n"
 
 
 @pytest.mark.parametrize(("arguments", "what"), [((), "no runs"), (("other",), "no runs of other")])

@@ -120,7 +120,7 @@ def refused(trained: Path, code: int, *arguments: object) -> Result:
         (("--class", "-1", "--class", "9"), "no class -1, 9: labels are 0 to 7"),
         (("--class", "cat"), "'cat' is not a valid integer"),
         (("--seed", "-1"), "-1 is not in the range x>=0"),
-        (("--stage", "fin"), 'no stage "fin"; did you mean "fine"?; there are: base, fine'),
+        (("--stage", "fin"), 'no stage "fin"; did you mean "fine"? (stages: base, fine)'),
         (("--s", "many"), '"many" is not [STAGE=]N with a whole number N'),
         (("--s", "-3"), '"-3" is not [STAGE=]N with a whole number N'),
         (("--s", "base=3"), '"base=3": STAGE can be fine'),
@@ -164,12 +164,9 @@ def test_what_contradicts_the_trained_weights_is_said(trained: Path, value: str,
 
 def test_weights_of_another_network_are_said(trained: Path, tmp_path: Path) -> None:
     """Exit code 7, with the tensors that differ, where the weights themselves do not say what they are."""
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    (checkpoint,) = (run / "stages" / "fine" / "ckpt").glob("*4")
-    save_file({"weight": torch.zeros(2)}, checkpoint / "ema.safetensors")
-    (checkpoint / "state.json").unlink()
-    assert "holds the weights of another network" in refused(run, 7).stderr
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    others = ("--set", f'stage.fine.weights="{tmp_path / "other.safetensors"}"', "--set", "stage.fine.train.steps=0")
+    assert "holds the weights of another network" in refused(trained, 7, *others).stderr
 
 
 def test_a_stage_that_is_not_trained_is_said(trained: Path, tmp_path: Path) -> None:

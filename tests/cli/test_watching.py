@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cdmkit import events
 from cdmkit.cli import bars
+from cdmkit.cli.bars import rate, sparkline
 from cdmkit.cli.watching import Watcher
 from cdmkit.pipeline import teller
 from cdmkit.plugins import load_plugins
@@ -25,9 +26,11 @@ STORY = (
             steps=40,
             images=n,
             loss=1 / n,
+            levels=(1.0, 10.0, float("nan"), 100.0),
             grad_norm=1.0,
             lr=0.1,
             images_per_second=250.0,
+            gflops=1234.0,
             eta=(40 - n) * 400.0,
             skipped=0,
         )
@@ -60,8 +63,8 @@ def test_lines_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines == [
         "run runs/x: base, fine",
         "base: training 1.23 M parameters for 40 steps, from step 20",
-        "base: 30/40  loss 0.0333  250 images/s  1:06:40 left",
-        "base: 40/40  loss 0.0250  250 images/s  0:00:00 left",
+        "base: 30/40  loss 0.0333  250 images/s  1.23 TFLOP/s  grad 1  1:06:40 left",
+        "base: 40/40  loss 0.0250  250 images/s  1.23 TFLOP/s  grad 1  0:00:00 left",
         "warning: odd [bold]things[/bold]",
         "base: trained, 40 steps",
         "fine: trained already, unchanged, 40 steps",
@@ -78,9 +81,11 @@ def test_lines_come_every_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [f"base sampling: {n}/10" in text for n in (1, 5, 10)] == [True] * 3
 
 
-def terminal(**environment: str) -> Console:
-    """A console that takes itself for a terminal of 120 columns."""
-    return Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False, _environ={"TERM": "xterm-256color", **environment})
+def terminal(width: int = 120, **environment: str) -> Console:
+    """A console that takes itself for a terminal."""
+    return Console(
+        file=io.StringIO(), force_terminal=True, width=width, highlight=False, _environ={"TERM": "xterm-256color", **environment}
+    )
 
 
 def test_bars_on_a_terminal() -> None:
@@ -88,10 +93,18 @@ def test_bars_on_a_terminal() -> None:
     text = watch(terminal())
     assert "━" in text
     assert "35/40" in text
-    assert "loss 0.0286" in text
+    assert "loss 0.0286  250 images/s  1.23 TFLOP/s  grad 1  ▁▅ █" in text
     assert "run runs/x: base, fine" in text
     assert "base: 40/40" not in text
     assert "/40" not in text.partition("warning: ")[2], "a bar outlives what it shows"
+
+
+def test_a_narrow_terminal_shows_what_matters_most() -> None:
+    """Steps, time left, loss."""
+    text = watch(terminal(80))
+    assert "35/40" in text
+    assert "left loss 0.0286" in text
+    assert "grad" not in text
 
 
 def test_no_color_is_obeyed() -> None:
@@ -107,6 +120,12 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines() -> None:
     text = watch(terminal(TERM="dumb"))
     assert "base: 40/40  loss 0.0250" in text
     assert "━" not in text
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    """No speed of a network that cannot be traced, no bar of a noise level without images."""
+    assert [rate(gflops) for gflops in (float("nan"), 12.345, 999.0, 12_345.0)] == ["", "12.3 GFLOP/s", "999 GFLOP/s", "12.3 TFLOP/s"]
+    assert [sparkline(values) for values in ((), (float("nan"),) * 2, (2.0, 2.0), (0.0, 1.0, 2.0))] == ["", "  ", "▁▁", " ▁█"]
 
 
 def test_the_terminal_is_left_in_order_after_an_error() -> None:

@@ -106,6 +106,16 @@ def test_the_ends_of_the_learned_range_are_the_fixed_variances() -> None:
     torch.testing.assert_close(high[1:], large[1:], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("variance", Variance)
+def test_a_deviation_is_the_root_of_its_variance(variance: Variance) -> None:
+    """Pixel by pixel where it is learned; the network's share of the range is not written to."""
+    ranged = torch.linspace(-1.2, 1.2, X0.numel(), dtype=torch.float64).view_as(X0)
+    before = ranged.clone()
+    deviation = variance.deviation(ranged, POINT)
+    torch.testing.assert_close(deviation.square().log(), variance.log_variance(ranged, POINT), rtol=1e-12, atol=1e-12)
+    assert torch.equal(ranged, before)
+
+
 @pytest.mark.parametrize(("floor", "first"), [(None, None), (1e-20, math.log(1e-20)), (1e-6, math.log(1e-6))])
 def test_the_log_of_the_last_variance_is_its_neighbours_or_that_of_a_floor(floor: float | None, first: float | None) -> None:
     """beta-tilde_1 is 0: Improved DDPM's code takes beta-tilde_2's log, diffusers that of 1e-20; respacing keeps the choice."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_type_hints
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from cdmkit.builtin.schedules import Cosine, Linear
-from cdmkit.diffusion import Prediction, Process, add_noise, between, even_timesteps, posterior_mean
+from cdmkit.diffusion import Point, Prediction, Process, add_noise, between, even_timesteps, posterior_mean
 
 PROCESSES = [Cosine(timesteps=40).process(), Linear(timesteps=100).process(), Cosine(timesteps=400).process().respace(17, 123)]
 
@@ -138,7 +140,8 @@ def test_alpha_bars_that_are_no_chain_are_refused(alpha_bars: list[float]) -> No
 def test_points_are_read_per_example_and_broadcast() -> None:
     """[B, 1, 1, 1]; `add_noise` is DDPM eq. 4."""
     point = Process.of(torch.tensor([1.0, 0.64, 0.36], dtype=torch.float64)).point(torch.tensor([2, 1]))
-    assert {number.shape for number in point[2:]} == {(2, 1, 1, 1)}
+    numbers = list(get_type_hints(Point))[2:]
+    assert {getattr(point, name).shape for name in numbers} == {(2, 1, 1, 1)}
     x, epsilon = images(2), images(2, seed=1)
     expected = torch.stack((0.6 * x[0] + 0.8 * epsilon[0], 0.8 * x[1] + 0.6 * epsilon[1]))
     torch.testing.assert_close(add_noise(x, epsilon, point), expected)
@@ -162,6 +165,17 @@ def test_walking_backwards_tells_the_host_where_it_is() -> None:
         assert point.sigma == pytest.approx(np.sqrt((1 - ab) / ab))
         assert (float(point.k), float(point.timestep), point.noise.dtype) == (k, float(chain.timesteps[k]), torch.float32)
     assert np.isnan(chain.point(torch.tensor([1, 2])).sigma)
+
+
+def test_points_in_an_order_of_ones_own_are_read_at_its_places() -> None:
+    """Index 1 of [0, 9, 4] is point 9: its numbers and its sigma; one that was read before stays what it was."""
+    process, like = PROCESSES[1], images(1).float()
+    point = process.points(like, torch.tensor([0, 9, 4]))
+    nine, four = point(1), point(2)
+    for found, k in ((nine, 9), (four, 4)):
+        expected = process.to("cpu").point(torch.tensor([k]))
+        assert all(float(getattr(found, name)) == float(getattr(expected, name)) for name in list(get_type_hints(Point))[2:])
+        assert found.sigma == float(process.sigmas[k])
 
 
 def test_a_drawn_alpha_bar_lies_between_its_neighbours_evenly() -> None:

@@ -39,7 +39,7 @@ def table(made: Imported) -> dict[str, Any]:
 
 def tensors(made: Imported) -> dict[str, Tensor]:
     """Its weights under our names."""
-    return read_weights(made.recipe.with_suffix(".safetensors"))[0]
+    return dict(read_weights(made.recipe.with_suffix(".safetensors"))[0])
 
 
 @pytest.mark.parametrize("ending", ["bin", "safetensors"])

@@ -223,7 +223,7 @@ def take(path: Path, flags: str, origin: str = "guided-diffusion") -> dict[str, 
     out = path.parent / "out"
     import_weights(origin, path, flags, "found", out, PLUGINS)
     tensors, _ = read_weights(out / "found.safetensors")
-    return tensors
+    return dict(tensors)
 
 
 def test_half_precision_becomes_single(tmp_path: Path) -> None:

@@ -153,4 +153,4 @@ def test_equal_files_are_written_of_equal_ones(tmp_path: Path) -> None:
     for out in ("one", "other"):
         take(path, "DDPM", tmp_path / out)
     one, other = (read_weights(tmp_path / out / "model.safetensors")[0] for out in ("one", "other"))
-    assert all(torch.equal(one[name], other[name]) for name in one | other)
+    assert all(torch.equal(one[name], other[name]) for name in {*one, *other})

@@ -24,7 +24,7 @@ from cdmkit.data.resize import Resize
 from cdmkit.diffusion import Condition
 from cdmkit.draws import Stream
 from cdmkit.events import Emit, Event
-from cdmkit.kinds import Backbone, Batch, Batches, DataCard, NetworkSpec, Source
+from cdmkit.kinds import Backbone, Batch, Batches, DataCard, Dropout, NetworkSpec, Source
 from cdmkit.training import StopRequest, train
 from cdmkit.training.loop import SampleGrid
 
@@ -40,7 +40,7 @@ class TinyNetwork(nn.Module):
         self.norm = nn.GroupNorm(2, 8)
         self.told = nn.Linear(1 + spec.levels, 8)
         self.label = nn.Embedding(max(spec.classes, 1), 8)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.last = nn.Conv2d(8, spec.out_channels, 3, padding=1)
         self.nan_calls = nan_calls
         self.calls = 0

@@ -11,13 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import cdmkit
 from cdmkit.errors import CheckpointError
-from cdmkit.training.checkpoint import FILES, Checkpoint, fit, latest, load, load_latest, read_metadata, read_weights, save
+from cdmkit.training.checkpoint import Checkpoint, fit, latest, load, load_latest, read_metadata, read_weights, save
+from cdmkit.training.retention import Retention
+
+FILES = ("weights", "ema", "average-1", "optimizer", "density")
 
 METADATA = {"stage": {"resolution": 8}, "data": {"downsample": "area"}}
 
@@ -28,7 +33,7 @@ def make_checkpoint(step: int) -> Checkpoint:
 
 
 def save_steps(folder: Path, *steps: int, keep: int = 9) -> list[Path]:
-    return [save(folder, make_checkpoint(step), METADATA, keep) for step in steps]
+    return [save(folder, make_checkpoint(step), METADATA, Retention(newest=keep)) for step in steps]
 
 
 def names(folder: Path) -> list[str]:
@@ -41,8 +46,8 @@ def refuse(message: str) -> None:
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """Files can only grow to 100 bytes."""
+def full_disk(_folder: Path | None = None) -> Iterator[None]:
+    """Files can only grow to 100 bytes, wherever they are."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
@@ -78,18 +83,21 @@ def test_tied_and_strided_tensors_are_saved(tmp_path: Path) -> None:
     """Tensors that share memory or lie in channels-last layout are saved by value."""
     tied = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
     checkpoint = Checkpoint(step=1, tensors={name: {"a": tied, "b": tied} for name in FILES}, state={})
-    tensors, _ = read_weights(save(tmp_path, checkpoint, METADATA, 1) / "weights.safetensors")
+    tensors, _ = read_weights(save(tmp_path, checkpoint, METADATA, Retention(newest=1)) / "weights.safetensors")
     assert torch.equal(tensors["a"], tied)
     assert torch.equal(tensors["b"], tied)
 
 
 def test_weights_carry_metadata(tmp_path: Path) -> None:
-    """A weights file alone, copied elsewhere, says what it is of."""
+    """A weights file alone, copied elsewhere, says what it is of and what wrote it; other files say nothing."""
     (path,) = save_steps(tmp_path, 5)
     alone = tmp_path / "alone.safetensors"
-    alone.write_bytes((path / "ema.safetensors").read_bytes())
-    _, metadata = read_weights(alone)
-    assert metadata == {**METADATA, "step": 5}
+    versions = {"cdmkit": cdmkit.__version__, "torch": torch.__version__}
+    for name in FILES:
+        alone.write_bytes((path / f"{name}.safetensors").read_bytes())
+        _, metadata = read_weights(alone)
+        sampled = name in ("weights", "ema", "average-1")
+        assert metadata == ({**METADATA, "step": 5, "versions": versions} if sampled else {})
 
 
 def test_newest_are_kept(tmp_path: Path) -> None:
@@ -97,6 +105,23 @@ def test_newest_are_kept(tmp_path: Path) -> None:
     save_steps(tmp_path, 8, 9, 10, 100, keep=2)
     assert names(tmp_path) == ["step-00000010", "step-00000100"]
     assert latest(tmp_path) == tmp_path / "step-00000100"
+
+
+def test_a_folder_without_its_state_is_no_checkpoint(tmp_path: Path) -> None:
+    """It is not the latest, and the next save removes it, though it is among the newest."""
+    first, second = save_steps(tmp_path, 1, 2)
+    (second / "state.json").unlink()
+    assert latest(tmp_path) == first
+    save_steps(tmp_path, 3)
+    assert names(tmp_path) == ["step-00000001", "step-00000003"]
+
+
+def test_the_best_are_kept_by_their_losses(tmp_path: Path) -> None:
+    """Beside the newest and the regular ones those of the lowest loss stay, also where one has no loss to compare."""
+    for step, loss in enumerate((3.0, 1.0, None, 2.0, 4.0, 5.0), start=1):
+        checkpoint = attrs.evolve(make_checkpoint(step), state={"loss": loss})
+        save(tmp_path, checkpoint, METADATA, Retention(newest=1, every=5, best=2))
+    assert names(tmp_path) == [f"step-0000000{step}" for step in (2, 4, 5, 6)]
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
@@ -235,6 +260,16 @@ def test_weights_of_another_network_are_refused() -> None:
     assert torch.equal(network.get_parameter("0.weight"), before)
 
 
+def test_only_what_a_dtype_holds_is_loaded_into_it() -> None:
+    """Weights of half precision fit a network of single precision, but not those of double precision or whole numbers."""
+    network = nn.Linear(2, 1, bias=False)
+    fit(network, {"weight": torch.full((1, 2), 0.5, dtype=torch.bfloat16)}, "file")
+    assert network.weight.tolist() == [[0.5, 0.5]]
+    for dtype in (torch.float64, torch.int32):
+        with pytest.raises(CheckpointError, match=rf"weight is {dtype}, the network has torch\.float32"):
+            fit(network, {"weight": torch.zeros(1, 2, dtype=dtype)}, "file")
+
+
 def test_long_differences_are_cut_short() -> None:
     """Of many differing tensors the first five are named and the rest counted."""
     network = nn.Sequential(*[nn.Linear(1, 1) for _ in range(4)])
@@ -250,6 +285,7 @@ def test_long_differences_are_cut_short() -> None:
         {"format": "x"},
         {"step": "2"},
         {"versions": []},
+        {"digests": {"../weights": "0" * 64}},
         {"state": 1},
     ],
 )

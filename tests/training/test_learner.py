@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cdmkit.builtin.densities import LossAware
+from cdmkit.builtin.lr_schedules import InverseSqrt
 from cdmkit.builtin.schedules import Cosine
 from cdmkit.cascade import Stage
 from cdmkit.component import component, option
@@ -116,10 +117,22 @@ def test_warmup_rises_linearly() -> None:
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
 
 
-def test_parts_of_a_batch_add_up() -> None:
-    """A batch in two parts gives the gradient step of the whole batch, but for rounding."""
-    whole, _ = steps(make_stage({"batch": 8, "optimizer": Momentum()}, backbone=Tiny(dropout=0.0)), 3)
-    split, _ = steps(make_stage({"batch": 8, "accumulate": 2, "optimizer": Momentum()}, backbone=Tiny(dropout=0.0)), 3)
+def test_the_optimizer_follows_the_schedule() -> None:
+    """With and without a warm-up; the learning rate is that of the step, from 0."""
+    learner, objective = make_learner(make_stage({"lr_schedule": InverseSqrt(after=1)}))
+    stream = parts(learner.stage)
+    rates = []
+    for _ in range(5):
+        learner.update(objective, stream)
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.01, 0.01, 0.01 / 2**0.5, 0.01 / 3**0.5, 0.01 / 2])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_add_up(parts: int) -> None:
+    """A batch in parts gives the gradient step of the whole batch, but for rounding: with dropout, too, whose masks are the images'."""
+    whole, _ = steps(make_stage({"batch": 8, "optimizer": Momentum()}, backbone=Tiny(dropout=0.5)), 3)
+    split, _ = steps(make_stage({"batch": 8, "accumulate": parts, "optimizer": Momentum()}, backbone=Tiny(dropout=0.5)), 3)
     for one, other in zip(whole.network.parameters(), split.network.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
@@ -136,23 +149,37 @@ def test_gradients_are_clipped() -> None:
     assert moved == pytest.approx(0.01, rel=1e-3)
 
 
-def test_dropout_belongs_to_the_step() -> None:
-    """Dropout masks are a function of seed, stage and step, not of what torch's generator did in between, and differ between steps."""
-    stage = make_stage(backbone=Tiny(dropout=0.5))
-    _, plain = steps(stage, 3)
-    learner, objective = make_learner(stage)
-    stream = parts(stage)
-    disturbed = []
-    for n in range(3):
-        torch.manual_seed(n)
-        torch.rand(7)
-        disturbed.append(learner.update(objective, stream))
-    assert [float(u.loss) for u in plain] == [float(u.loss) for u in disturbed]
-    frozen = make_stage({"optimizer": Momentum(lr=0.0)}, backbone=Tiny(dropout=0.5))
-    learner, objective = make_learner(frozen)
+def lost(positions: Tensor, before: int) -> list[bool]:
+    """Which features of the images at some positions dropout leaves out, after some draws from torch's generator."""
+    learner, objective = make_learner(make_stage(backbone=Tiny(dropout=0.5)))
+    seen: list[Tensor] = []
+    learner.network.dropout.register_forward_hook(lambda _module, _inputs, out: seen.append(out == 0))  # type: ignore[union-attr]
+    torch.rand(before)
+    objective(random_batch(positions))
+    gone: list[bool] = seen[0].flatten().tolist()
+    return gone
+
+
+def test_dropout_belongs_to_the_image() -> None:
+    """Its masks are a function of seed, stage and the image's position, not of what torch's generator did, and differ between positions."""
+    assert lost(torch.tensor([5, 3]), 0) == lost(torch.tensor([5]), 1) + lost(torch.tensor([3]), 2)
+    assert lost(torch.tensor([5]), 0) != lost(torch.tensor([6]), 0)
+
+
+def test_what_torch_draws_belongs_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks of torch's own dropout are a function of seed, stage and step, not of what its generator did, and differ between steps."""
+    monkeypatch.setattr("tests.training.components.Dropout", nn.Dropout)
+    stage = make_stage({"optimizer": Momentum(lr=0.0)}, backbone=Tiny(dropout=0.5))
     same_batch = random_batch(torch.arange(4))
-    first, second = (float(learner.update(objective, iter([same_batch])).loss) for _ in range(2))
-    assert first != second
+    runs: list[list[float]] = []
+    for disturbance in range(2):
+        learner, objective = make_learner(stage)
+        runs.append([])
+        for _ in range(2):
+            torch.manual_seed(disturbance)
+            runs[-1].append(float(learner.update(objective, iter([same_batch])).loss))
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[0][1]
 
 
 def test_what_a_density_learns_does_not_depend_on_how_a_batch_is_split() -> None:
