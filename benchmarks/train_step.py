@@ -9,8 +9,10 @@ A step is all of it: noising, forward and backward pass, loss, gradient norm and
 AdamW, EMAModel. guided-diffusion's is that of its TrainLoop, written anew here since that needs MPI: GaussianDiffusion.training_losses, the
 norms that it logs, AdamW, update_ema. guided-diffusion is measured in fp32 alone: its own recomputation does not know autocast.
 
-All take turns, step by step, and each turn gives a ratio, so that a busy machine slows all alike; the median and the quartiles of the ratios
-are printed. On a CPU time is that of the process, on CUDA that of the clock once the device is done.
+Each has a process of its own, and they take turns, step by step; each turn gives a ratio, so that a busy machine slows all alike. Medians
+and quartiles of the ratios are printed. On a CPU time is that of the process, on CUDA that of the clock once the device is done.
+"After it" is what follows the gradients without clipping: their norm, optimizer and moving average. "Executed" are the operations that are
+left of GF/image where cdmkit doubles and convolves in one go.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import argparse
 import contextlib
 import copy
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdmkit.builtin import layers
@@ -81,7 +85,6 @@ class Case:
 
     def shrunk(self, images: Tensor) -> Tensor:
         """The images to enlarge, at their own resolution."""
-        assert self.low_res is not None
         return F.interpolate(images, self.low_res, mode="area")
 
     def enlarged(self, images: Tensor) -> Tensor:
@@ -100,19 +103,24 @@ class Contestant:
     rest: Callable[[], object]
     """Of the step what follows the gradients: their norm, optimizer, moving average."""
 
-    def parameters(self) -> int:
-        """How many numbers the network learns."""
-        return sum(p.numel() for p in self.network.parameters())
+    def sizes(self, case: Case) -> dict[str, float]:
+        """Parameters, and 10^9 operations of the forward pass for an image, a multiply-accumulate being two."""
+        with mock.patch.object(layers, "_PIXELS_TO_TRANSPOSE", sys.maxsize):
+            gflops = self._gflops(case)
+        return {
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "gflops": gflops,
+            "executed_gflops": self._gflops(case),
+        }
 
-    def gflops(self, case: Case) -> float:
-        """10^9 operations of the forward pass for an image, a multiply-accumulate being two, as they are executed."""
+    def _gflops(self, case: Case) -> float:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.call()
-        return counter.get_total_flops() / case.batch / 1e9
+        return float(counter.get_total_flops()) / case.batch / 1e9
 
 
-def ours(case: Case) -> Contestant:
-    """cdmkit's."""
+def of_cdmkit(case: Case) -> Contestant:
+    """The step of cdmkit's training loop."""
     stage = Stage(
         name="stage",
         resolution=case.resolution,
@@ -143,8 +151,7 @@ def ours(case: Case) -> Contestant:
     parameters, moves = list(learner.network.parameters()), torch.ones((), device=case.device)
 
     def rest() -> None:
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        clip_grads_with_norm_(parameters, 1.0, norm)
+        get_total_norm([p.grad for p in parameters if p.grad is not None])
         learner.optimizer.step()
         learner.ema.update(learner.network, 0, moves)
 
@@ -194,7 +201,7 @@ def of_diffusers(case: Case) -> Contestant:
         return said
 
     def rest() -> None:
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
         optimizer.step()
         ema.step(network.parameters())
 
@@ -203,8 +210,10 @@ def of_diffusers(case: Case) -> Contestant:
         t = torch.randint(0, STEPS, (case.batch,), device=case.device)
         with case.autocast():
             loss = F.mse_loss(call(scheduler.add_noise(images, noise, t), t).float(), noise)
-        loss.backward()
-        rest()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        ema.step(network.parameters())
         optimizer.zero_grad()
 
     return Contestant(network, lambda: call(images, torch.ones(case.batch, device=case.device)), step, rest)
@@ -262,26 +271,17 @@ def of_guided(case: Case) -> Contestant:
             logged[name] = (values * weights).mean().item()
             for at, value in zip(t.cpu().numpy(), values.detach().cpu().numpy(), strict=True):
                 logged[f"{name}_q{4 * at // STEPS}"] = value
-        loss.backward()
+        torch.autograd.backward(loss)
         rest()
 
     return Contestant(network, lambda: network(images, torch.ones(case.batch, device=case.device), **condition()), step, rest)
 
 
-PEERS: dict[str, Callable[[Case], Contestant]] = {"diffusers": of_diffusers, "guided-diffusion": of_guided}
-
-
-def contestants(case: Case) -> dict[str, Contestant]:
-    """All that can take part, cdmkit first."""
-    found = {"cdmkit": ours(case)}
-    for name, make in PEERS.items():
-        if name == "guided-diffusion" and (case.bf16 or case.compile):
-            continue
-        try:
-            found[name] = make(case)
-        except ImportError as missing:
-            say(f"{name} is left out: {missing}")
-    return found
+CONTESTANTS: dict[str, Callable[[Case], Contestant]] = {
+    "cdmkit": of_cdmkit,
+    "diffusers": of_diffusers,
+    "guided-diffusion": of_guided,
+}
 
 
 def timed(work: Callable[[], object], device: str) -> float:
@@ -298,12 +298,52 @@ def timed(work: Callable[[], object], device: str) -> float:
     return 100 * (time.perf_counter() - start)
 
 
-def by_turns(works: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, dict[str, float]]:
+def take_part(name: str, case: Case, threads: int, line: Connection) -> None:
+    """A contestant's process. Does what it is told on the line, and answers."""
+    torch.set_num_threads(threads)
+    try:
+        contestant = CONTESTANTS[name](case)
+    except ImportError as missing:
+        line.send(f"{name} is left out: {missing}")
+        return
+    line.send(contestant.sizes(case))
+    with contextlib.suppress(EOFError):
+        while asked := line.recv():
+            if asked == "rest":
+                for parameter in contestant.network.parameters():
+                    parameter.grad = torch.full_like(parameter, 1e-3)
+            line.send(timed(contestant.rest if asked == "rest" else contestant.step, case.device))
+
+
+@contextlib.contextmanager
+def contestants(case: Case, threads: int) -> Iterator[tuple[dict[str, Connection], dict[str, dict[str, float]]]]:
+    """The lines to all that can take part, cdmkit first, and how large their networks are."""
+    context = multiprocessing.get_context("spawn")
+    lines, sizes = {}, {}
+    for name in CONTESTANTS:
+        if name == "guided-diffusion" and (case.bf16 or case.compile):
+            continue
+        line, other = context.Pipe()
+        context.Process(target=take_part, args=(name, case, threads, other), daemon=True).start()
+        answer = line.recv()
+        if isinstance(answer, str):
+            say(answer)
+        else:
+            lines[name], sizes[name] = line, answer
+    try:
+        yield lines, sizes
+    finally:
+        for line in lines.values():
+            line.send("")
+
+
+def by_turns(lines: dict[str, Connection], what: str, rounds: int) -> dict[str, dict[str, float]]:
     """Of each the median milliseconds, and the quartiles of cdmkit's time as a share of its own in the same turn."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    taken: dict[str, list[float]] = {name: [] for name in lines}
     for turn in range(-2, rounds):
-        for name, work in works.items():
-            milliseconds = timed(work, device)
+        for name, line in lines.items():
+            line.send(what)
+            milliseconds = line.recv()
             if turn >= 0:
                 taken[name].append(milliseconds)
     found = {}
@@ -314,21 +354,15 @@ def by_turns(works: Mapping[str, Callable[[], object]], rounds: int, device: str
     return found
 
 
-def measured(case: Case, rounds: int) -> list[dict[str, Any]]:
+def measured(case: Case, threads: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each contestant."""
-    taking_part = contestants(case)
-    steps = by_turns({name: each.step for name, each in taking_part.items()}, rounds, case.device)
-    for each in taking_part.values():
-        for parameter in each.network.parameters():
-            parameter.grad = torch.full_like(parameter, 1e-3)
-    rests = by_turns({name: each.rest for name, each in taking_part.items()}, rounds, case.device)
+    with contestants(case, threads) as (lines, sizes):
+        steps = by_turns(lines, "step", rounds)
+        rests = by_turns(lines, "rest", rounds)
     rows = []
-    for name, each in taking_part.items():
-        with mock.patch.object(layers, "_PIXELS_TO_TRANSPOSE", sys.maxsize):
-            gflops = each.gflops(case)
-        sizes = {"parameters": each.parameters(), "gflops": gflops, "executed_gflops": each.gflops(case)}
+    for name, size in sizes.items():
         of_rest = {f"rest_{key}": value for key, value in rests[name].items()}
-        rows.append({**attrs.asdict(case), "contestant": name, **sizes, **steps[name], **of_rest})
+        rows.append({**attrs.asdict(case), "threads": threads, "contestant": name, **size, **steps[name], **of_rest})
     return rows
 
 
@@ -372,12 +406,10 @@ def main() -> None:
         for name, resolution, batch, low_res in (("base", 32, 8, None), ("sr", 64, 4, 32)):
             if given.network in (None, name):
                 case = Case(name, resolution, batch * scale, low_res, given.device, precision == "bf16", given.compile)
-                with contextlib.suppress(KeyboardInterrupt):
-                    found = measured(case, given.rounds)
-                    table(found)
-                    rows += found
+                rows.append(measured(case, given.threads, given.rounds))
+                table(rows[-1])
     if given.json:
-        given.json.write_text(json.dumps(rows, indent=1))
+        given.json.write_text(json.dumps([row for found in rows for row in found], indent=1))
 
 
 if __name__ == "__main__":

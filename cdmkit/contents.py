@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def look(path: Path) -> Facts:
         return _file(path)
     if (path / "stages").is_dir():
         return {"kind": "run", "path": str(path), "checkpoints": list(_checkpoints(path))}
-    if path.is_dir() and any((path / name).exists() for name in ("state.json", *_SAMPLED)):
+    if any((path / name).exists() for name in ("state.json", "ema.safetensors", "weights.safetensors")):
         return _checkpoint(path)
     raise CheckpointError(f"{path} is neither a file of weights nor a folder of a checkpoint or a run.")
 
@@ -49,10 +50,6 @@ def stage_table(path: Path) -> dict[str, Any]:
     return {"stage": {str(told["stage"]): told["table"]}}
 
 
-_SAMPLED = ("ema.safetensors", "weights.safetensors")
-"""The files of a checkpoint that say what stage it is of."""
-
-
 def _file(path: Path) -> Facts:
     """Of a safetensors file: what it says of itself, its tensors, and whether they are those that were saved."""
     file = TensorFile(path)
@@ -68,6 +65,7 @@ def _file(path: Path) -> Facts:
         "state": state,
         "fault": fault,
         **_told(file),
+        "sigma_rel": _table(checkpoint.metadata_of(file), "average").get("sigma_rel"),
         "numbers": sum(tensor.numel() for tensor in tensors.values()),
         "dtypes": dict(Counter(_dtype(tensor) for tensor in tensors.values())),
         "bytes": path.stat().st_size,
@@ -104,17 +102,15 @@ def _table(values: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> Facts:
-    """Of a checkpoint: its state, what it says of itself, and its files."""
+    """Of a checkpoint, or of snapshots of averages: its state, what its files of weights say of themselves, and its files."""
     files = sorted(path.glob("*.safetensors"))
-    told: Facts = {}
-    for name in _SAMPLED:
-        try:
-            told = told or _told(TensorFile(path / name))
-        except CheckpointError:  # its state tells
-            continue
+    told: list[Facts] = []
+    for file in files:
+        with contextlib.suppress(CheckpointError):  # its state tells
+            told.append(_told(TensorFile(file)))
     return {
         "kind": "checkpoint",
-        **told,
+        **next((each for each in told if each["stage"] is not None), {}),
         **_condition(path),
         "files": {file.name: file.stat().st_size for file in files},
     }
@@ -133,7 +129,8 @@ def _condition(path: Path) -> Facts:
 
 
 def _checkpoints(run: Path) -> Iterator[Facts]:
-    """The checkpoints of a run by stage, the newest first, and what saves that were cut short left."""
+    """The checkpoints of a run by stage, the newest first, then snapshots of averages; and what saves that were cut short left."""
     for stage in sorted((run / "stages").iterdir()):
-        for path in (*checkpoint.leftovers(stage / "ckpt"), *checkpoint.saved(stage / "ckpt")):
+        folders = (stage / "ckpt", stage / "averages")
+        for path in (path for folder in folders for path in (*checkpoint.leftovers(folder), *checkpoint.saved(folder))):
             yield {"stage": stage.name, **_condition(path), "bytes": sum(file.stat().st_size for file in path.glob("*"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -41,7 +42,7 @@ class Lines:
             self._complain(error, size)
 
     def _complain(self, error: OSError, size: int) -> None:
-        if self.path.exists():
+        with contextlib.suppress(OSError):  # the file may be gone, or not to be written at all
             os.truncate(self.path, size)
         if not self._warned:
             sys.stderr.write(f"cdmkit: warning: {self.path} cannot be written: {error}. The run goes on without it.\n")

@@ -16,7 +16,7 @@ from cdmkit.cascade import Stage
 from cdmkit.cascade.sampling import Tick
 from cdmkit.component import Binds
 from cdmkit.diffusion import Units
-from cdmkit.errors import CheckpointError, SetupError, Stopped, UsageError
+from cdmkit.errors import CheckpointError, NumericsError, SetupError, Stopped, UsageError
 from cdmkit.evaluation import bpd
 from cdmkit.events import Emit, Event, RunFinished, RunStarted, SamplesWritten, StageFinished, Warned
 from cdmkit.hookspecs import hook_name
@@ -189,7 +189,7 @@ class Trainer:
         path = self.run.path / "stages" / stage.name / "samples" / f"step-{step:08d}.png"
         try:
             shown = self._previewer(stage)(network, path if self.ranks.first else None, tick)
-        except (OSError, SetupError, CheckpointError) as error:
+        except (OSError, SetupError, CheckpointError, NumericsError) as error:
             self.emit(Warned(message=f"stage {stage.name!r}: no samples of step {step}: {error}. Training goes on."))
             return
         self.emit(SamplesWritten(stage=stage.name, path=path, count=shown.count, drift=shown.drift))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,20 @@ class Place:
                     if run is None:
                         raise
                     made = run  # by another stage's process, in between
-                stack.enter_context(made.lock(self.stage, force=self.force))
-                if run is not None:
-                    self._go_on(run, recipe, given, texts)
+                compare = partial(self._go_on, made, recipe, given, texts)
+                stack.enter_context(made.lock(self.stage, force=self.force, begin=compare if run else lambda: None))
                 return str(made.path)
 
             yield Run(Path(ranks.told(opened)))
 
     def _found(self, name: str) -> Run | None:
-        """The run to go on with: the one asked for, one that this start made before a fault, or one of which a stage is to be trained."""
+        """The run to go on with: that of this start before a fault, the one asked for, or one of which a stage is to be trained."""
         launched, again = launch()
-        if self.resume:
+        if again and (run := Run.launched(self.root, name, self.folder, launched)):
+            return run
+        if self.resume or (self.stage and self.folder and (self.folder / "run.json").exists()):
             return Run.existing(self.root, name, self.folder)
-        if self.stage and self.folder and (self.folder / "run.json").exists():
-            return Run.existing(self.root, name, self.folder)
-        return Run.launched(self.root, name, self.folder, launched) if again else None
+        return None
 
     def _facts(self, recipe: Recipe, given: Given, plugins: Plugins) -> dict[str, Any]:
         """What a new run's run.json is to say."""

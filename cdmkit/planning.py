@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from cdmkit.cascade import Cascade, Stage
+from cdmkit.cascade import Cascade, Stage, Training
 from cdmkit.cascade.sampling import stop_at
 from cdmkit.cascade.tracing import PASSES, trace
 from cdmkit.kinds import Optimizer
@@ -32,7 +32,7 @@ class StagePlan:
     sampling_calls: int
     """Calls to sample one image of this stage, its parents' not included; guidance asks the network more than once in some."""
     state_bytes: int
-    """Weights, gradients, moving average and optimizer state, in float32; the weights alone where nothing is trained."""
+    """Weights, gradients, moving averages and optimizer state, in float32; the weights alone where nothing is trained."""
     activation_bytes: int
     """What the backward pass keeps for the images that one device works on at once, if there is one device."""
 
@@ -57,7 +57,7 @@ def plan(cascade: Cascade, classes: int) -> Iterator[StagePlan]:
             macs_per_call=traced.flops // 2,
             training_flops=PASSES * traced.flops * images,
             sampling_calls=sampling_calls(cascade, stage),
-            state_bytes=int(4 * traced.parameters * (3 + _optimizer_state(stage.train.optimizer))) if images else 4 * traced.parameters,
+            state_bytes=int(4 * traced.parameters * (_copies(stage.train) if images else 1)),
             activation_bytes=traced.kept_bytes * (stage.train.batch // stage.train.accumulate) if images else 0,
         )
 
@@ -66,6 +66,11 @@ def sampling_calls(cascade: Cascade, stage: Stage) -> int:
     """How often a sampler calls the stage's network for a batch, for the child that lets it run the furthest."""
     stop = min((stop_at(child) for child in cascade if child.after == stage.name), default=0)
     return stage.sampler.calls(stage.sampling_process(), stop)
+
+
+def _copies(train: Training) -> float:
+    """Numbers that training keeps for each parameter: itself, its gradient, its averages, and what the optimizer has of it."""
+    return 2 + len(train.decays) + _optimizer_state(train.optimizer)
 
 
 def _optimizer_state(optimizer: Optimizer) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -162,14 +163,14 @@ class Previewer:
         if not files:
             return None
         told = [*map(repr, self.lineage), *map(digest, files), repr((self.seed, wanted.labels.tolist(), wanted.positions.tolist()))]
+        if self.lineage[0].enlarging:  # real images, which `[data.val]` may change between two resumes
+            told.append(hashlib.sha256(wanted.pixels.numpy().tobytes()).hexdigest())
         key, kept = hashlib.sha256("\n".join(told).encode()).hexdigest(), self.stages / self.stage.name / "samples" / "low-res.safetensors"
         images = _read_kept(kept, key)
         if images is None:
             images = self._sampled(files, wanted)
             if keeps:
-                kept.parent.mkdir(exist_ok=True)
-                with replaced(kept) as beside:
-                    save_file({"images": images.contiguous()}, beside, metadata={_KEY: key})
+                _keep(images, kept, key)
         return images
 
     def _sampled(self, files: Sequence[Path], wanted: _Wanted) -> Tensor:
@@ -187,6 +188,14 @@ class Previewer:
 def drift_of(made: Tensor, low_res: Tensor) -> float:
     """How far the channel means of images [B, 3, R, R] are from those of what they enlarge [B, 3, r, r]: the mean of all distances."""
     return float((made.mean((2, 3)) - low_res.mean((2, 3))).abs().mean())
+
+
+def _keep(images: Tensor, path: Path, key: str) -> None:
+    """Put images into a file. Where it cannot be written they are made anew next time: other processes, which write nothing, go on."""
+    with contextlib.suppress(OSError, SafetensorError):
+        path.parent.mkdir(exist_ok=True)
+        with replaced(path) as beside:
+            save_file({"images": images.contiguous()}, beside, metadata={_KEY: key})
 
 
 def _read_kept(path: Path, key: str) -> Tensor | None:

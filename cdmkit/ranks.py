@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
-from cdmkit.errors import PeerLost
+from cdmkit.errors import PeerLost, SetupError
 
-PATIENCE = timedelta(minutes=30)
-"""How long a collective waits for a process that is there but does nothing."""
+PATIENCE = timedelta(days=1)
+"""How long a collective waits for a process that is there but does nothing: for longer than a backend's `patience`, which ends the wait."""
 
 _LOOK = timedelta(seconds=30)
 """How often one that waits for the first looks whether the store is still there."""
@@ -43,14 +44,25 @@ class Ranks:
 
 
 class Joined(Ranks):
-    """One of several processes. Each calls the methods in the same order as all others."""
+    """One of several processes. Each calls the methods in the same order as all others.
+
+    Raises SetupError where the environment does not tell where the first one is, PeerLost where it is not there.
+    """
 
     def __init__(self, rank: int, world: int) -> None:
+        from torch.distributed import DistError
         from torch.distributed import distributed_c10d as dist
         from torch.distributed.rendezvous import rendezvous
 
         self.rank, self.world = rank, world
-        store, *_ = next(rendezvous("env://"))
+        try:
+            store, *_ = next(rendezvous("env://"))
+        except ValueError as error:
+            raise SetupError(
+                f"WORLD_SIZE = {world}, but {error}: start several processes by `cdmkit run --devices` or torchrun, one without WORLD_SIZE"
+            ) from error
+        except DistError as error:
+            raise PeerLost(f"process {rank} of {world} cannot join the others: {error}") from error
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # a launcher's store may outlive the processes that wrote to it
         self._store = dist.PrefixStore(f"cdmkit-{again}", store)
         self._calls = 0
@@ -122,8 +134,11 @@ def joined() -> Iterator[Ranks]:
 
 
 def launch() -> tuple[str, bool]:
-    """The name that the launcher gave all processes of this start, empty without one; and whether they were started again after a fault."""
+    """The name that the launcher gave this start, empty without one; and whether its processes were started again after a fault.
+
+    Where torchrun was given no name, this is one of its process on this machine: the first process of all is to ask.
+    """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    if name == "none":  # torchrun's, where nobody named one
-        name = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+    if name == "none":  # torchrun's, where nobody named one: the same in all its processes, which it outlives, and in no other start
+        name = f"{socket.gethostname()}:{os.getppid()}"
     return name, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

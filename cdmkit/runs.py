@@ -20,7 +20,7 @@ import re
 import shlex
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -157,9 +157,10 @@ class Run:
         return removed
 
     @contextlib.contextmanager
-    def lock(self, stage: str = "", *, force: bool = False) -> Iterator[None]:
+    def lock(self, stage: str = "", *, force: bool = False, begin: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Be the only one at work in this folder; with `stage`, on that stage alone, beside others that work on other stages.
 
+        begin: done first, by one process at a time in any case: what is changed of the run as a whole.
         Raises SetupError, naming the holder, where another process is, or where the folder cannot be written to. Locks are the kernel's, so
         that those of a dead process are free. A file system may not share them between machines: a holder noted on another host is
         believed, unless `force` is set.
@@ -172,9 +173,11 @@ class Run:
                 for folder in self._parts():
                     with _held(folder, force):  # nobody begins on a stage while the whole run is locked
                         pass
+                begin()
             else:
                 with _held(self.path, force, JOIN_PATIENCE):  # not while all of it is worked on
                     stack.enter_context(_held(self.stage(stage), force))
+                    begin()
             yield
 
     def _parts(self) -> list[Path]:

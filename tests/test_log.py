@@ -123,6 +123,14 @@ def test_deleted_folder_costs_no_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "cannot be written" in capsys.readouterr().err
 
 
+def test_a_log_that_cannot_even_be_cut_costs_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on a disk that became read-only."""
+    lines = Lines(tmp_path / "log")
+    (tmp_path / "log").mkdir()
+    lines.write("line\n")
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_tracebacks_are_logged(tmp_path: Path) -> None:
     """A plugin's traceback can be kept for its author."""
     log = open_log(tmp_path / "events.jsonl")

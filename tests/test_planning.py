@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from cdmkit.builtin.augmentations import GaussianNoise
+from cdmkit.builtin.averages import Power
 from cdmkit.builtin.backends import Device, Precision, Torch, TorchSession
 from cdmkit.builtin.densities import Uniform
+from cdmkit.builtin.dit import DiT
 from cdmkit.builtin.losses import Simple
 from cdmkit.builtin.optimizers import Adam
 from cdmkit.builtin.samplers import Ancestral, Ddim
@@ -78,6 +80,13 @@ def test_the_state_is_what_training_holds(stage: Stage) -> None:
     (told,) = (each for each in plan(Cascade.of([BASE, FINE]), 5) if each.stage == stage.name)
     assert told.parameters == sum(parameter.numel() for parameter in parameters)
     assert told.state_bytes == pytest.approx(real, rel=0.01)
+
+
+def test_every_average_takes_memory() -> None:
+    """That of the network in float32, each."""
+    several = evolve(BASE, train=evolve(BASE.train, averages=(Power(sigma_rel=0.1), Power(sigma_rel=0.2))))
+    one, more = (planned(stage)["base"] for stage in (BASE, several))
+    assert more.state_bytes - one.state_bytes == 2 * 4 * one.parameters
 
 
 @pytest.mark.parametrize("stage", [BASE, FINE], ids=lambda stage: str(stage.name))
@@ -164,6 +173,13 @@ def test_attention_counts() -> None:
     attending = planned(BASE)["base"]
     pixels, channels, places = 8 * 8, 32, 5
     assert attending.macs_per_call - plain.macs_per_call == places * (2 * pixels**2 * channels + 4 * channels**2 * pixels)
+
+
+def test_attention_counts_in_transformers() -> None:
+    """Of a block: two products of all tokens with all tokens, four projections, the MLP and the modulation."""
+    one, two = (planned(evolve(BASE, backbone=DiT(patch=2, width=24, heads=2, depth=depth)))["base"] for depth in (1, 2))
+    tokens, width = 8 * 8, 24
+    assert two.macs_per_call - one.macs_per_call == 2 * tokens**2 * width + (4 + 8) * tokens * width**2 + 6 * width**2
 
 
 @pytest.mark.parametrize(

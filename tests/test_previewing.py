@@ -182,6 +182,27 @@ def test_it_is_sampled_once(lineage: list[Stage], renderer: Renderer, trained: P
     shown(folder / "without", 3, 8, 8)
 
 
+def test_it_is_shown_where_it_cannot_be_kept(lineage: list[Stage], renderer: Renderer, trained: Path, stages: Path) -> None:
+    """Processes that keep nothing go on with it, so that one that cannot must."""
+    shutil.copytree(trained / "stages" / "base", stages / "base", dirs_exist_ok=True)
+    (stages / "fine" / "samples" / "low-res.safetensors").mkdir(parents=True)
+    path = stages / "fine" / "samples" / "grid.png"
+    assert previewer(stages, *lineage)(renderer.networks["fine"], path, quiet).count == 16
+    shown(path, 5, 8, 8)
+
+
+def test_it_is_sampled_anew_from_other_images(tmp_path: Path) -> None:
+    """Where the first stage enlarges real ones, and `[data.val]` is another between two resumes."""
+    run = tiny.run(tiny.write(tmp_path), "--set", "stage.base.low_res=2", "--set", "defaults.stage.train.sample_every=0")
+    lineage = read(run / "recipe.resolved.toml", load_plugins()).cascade.lineage("fine")
+    network, folder = open_renderer(lineage, run / "stages", 8, 0, quiet).networks["fine"], run / "stages" / "fine" / "samples"
+    rows = []
+    for name, source in (("one", SHAPES), ("other", evolve(SHAPES, colours=2))):
+        previewer(run / "stages", *lineage, source=source)(network, folder / name, quiet)
+        rows.append(shown(folder / name, 5, 8, 8)[3])
+    assert not torch.equal(*rows)
+
+
 def test_damaged_weights_of_the_stage_before_are_said(lineage: list[Stage], renderer: Renderer, trained: Path, stages: Path) -> None:
     """Not taken for none."""
     shutil.copytree(trained / "stages" / "base", stages / "base", dirs_exist_ok=True)
@@ -196,6 +217,21 @@ def test_only_the_process_that_writes_keeps_anything(lineage: list[Stage], rende
     told = previewer(stages, *lineage)(renderer.networks["fine"], None, quiet)
     assert not (stages / "fine" / "samples").exists()
     assert told == previewer(stages, *lineage)(renderer.networks["fine"], stages / "fine" / "samples" / "grid.png", quiet)
+
+
+def test_samples_that_are_not_finite_end_no_training(tmp_path: Path) -> None:
+    """Each grid that cannot be shown is warned of; that the samples of the trained stage are not finite is an error, after training."""
+    recipe = tiny.write(tmp_path, tiny.HEAD + tiny.BASE + tiny.TRAIN)
+    wild = ("label_dropout=0.5", 'threshold.type="none"', 'guidance={ type = "classifier-free", scale = 1e38 }')
+    result = tiny.call("run", recipe, "--run", tmp_path / "run", *(part for each in wild for part in ("--set", f"stage.base.{each}")))
+    assert (result.exit_code, result.stdout) == (6, "")
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    warned = [event["message"] for event in events if event["event"] == "warned"]
+    assert [
+        f"no samples of step {step}: stage 'base': 64 of 64 samples are not finite" in each
+        for step, each in zip((2, 4), warned, strict=True)
+    ] == [True, True]
+    assert [event["step"] for event in events if event["event"] == "stage_finished"] == [4]
 
 
 # Colours

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from cdmkit.errors import CdmkitError, PeerLost, SetupError
 from cdmkit.ranks import Ranks, joined, launch
 
 TOLD = """
@@ -50,14 +51,30 @@ def test_alone_there_is_nobody_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_start_without_a_name_is_known_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torchrun calls a start "none" where nobody named it; started again, processes know it by the variable of torchrun."""
+    """Torchrun calls a start "none" where nobody named it: its own process stands for it. Its variable tells that it is again."""
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
     assert launch() == ("", False)
     for name, value in (("RUN_ID", "none"), ("RESTART_COUNT", "2")):
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
-    monkeypatch.setenv("MASTER_ADDR", "node1")
-    monkeypatch.setenv("MASTER_PORT", "29500")
-    assert launch() == ("node1:29500", True)
+    assert launch() == (f"{socket.gethostname()}:{os.getppid()}", True)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job7")
     assert launch() == ("job7", True)
+
+
+@pytest.mark.parametrize(
+    ("missing", "error", "told"),
+    [("MASTER_ADDR", SetupError, "WORLD_SIZE = 2, but .*MASTER_ADDR expected.*cdmkit run --devices"), ("", PeerLost, "cannot join")],
+)
+def test_who_cannot_join_the_others_says_why(monkeypatch: pytest.MonkeyPatch, missing: str, error: type[CdmkitError], told: str) -> None:
+    """The environment does not tell where the first process is; or another one has its port, so that it may help to start again."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "WORLD_SIZE": "2", "RANK": "0"}
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        if missing:
+            monkeypatch.delenv(missing)
+        with pytest.raises(error, match=told), joined():
+            pass

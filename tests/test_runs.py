@@ -8,7 +8,9 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -206,6 +208,25 @@ def test_stages_are_held_one_by_one(tmp_path: Path) -> None:
     assert run.state == "in parts"
     with run.lock():
         assert run.state == "running"
+
+
+def test_those_who_begin_on_stages_change_the_run_one_after_another(tmp_path: Path) -> None:
+    """Each finds what the one before has noted; nothing is lost."""
+    run = make_run(tmp_path)
+
+    def note(stage: str) -> None:
+        before = run.facts.get("begun", [])
+        time.sleep(0.01)
+        run.note(begun=[*before, stage])
+
+    def begin(stage: str) -> None:
+        with run.lock(stage, begin=lambda: note(stage)):
+            pass
+
+    stages = ["base", "fine", "finer", "finest"]
+    with ThreadPoolExecutor(len(stages)) as threads:
+        list(threads.map(begin, stages))
+    assert sorted(run.facts["begun"]) == stages
 
 
 @pytest.mark.parametrize("outcome", ["finished", "stopped", "failed"])

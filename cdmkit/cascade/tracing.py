@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import attrs
@@ -32,6 +33,15 @@ class Traced:
     """What the backward pass needs of it."""
 
 
+def _attention_flops(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object) -> int:
+    """Two products, of tensors of shapes [B, heads, N, D], [B, heads, M, D] and [B, heads, M, E]."""
+    return 2 * math.prod(q[:3]) * k[2] * (q[3] + v[3])
+
+
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""What torch's own counter passes over. Tracing is done for a CPU."""
+
+
 def trace(stage: Stage, classes: int) -> Traced:
     """What a stage's network takes on data with `classes` labels."""
     spec = stage.network_spec(classes)
@@ -39,7 +49,11 @@ def trace(stage: Stage, classes: int) -> Traced:
         network = stage.backbone.build(spec)
         arguments = example(spec, 1)
         kept = _Kept(network)
-        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(kept, lambda t: t), _autocast(stage.backend):
+        with (
+            FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter,
+            saved_tensors_hooks(kept, lambda t: t),
+            _autocast(stage.backend),
+        ):
             network(*arguments)
     return Traced(sum(p.numel() for p in network.parameters()), counter.get_total_flops(), kept.bytes)
 

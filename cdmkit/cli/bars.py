@@ -20,7 +20,10 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 class Bars:
-    """Shows how far things are. Use it as a context manager, so that the terminal is left in order."""
+    """Shows how far things are. Use it as a context manager, so that the terminal is left in order.
+
+    A terminal is not touched before there is anything to show: several processes may share it, of which one speaks.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -31,8 +34,6 @@ class Bars:
         self._last_line = 0.0
 
     def __enter__(self) -> Bars:
-        if self.console.is_interactive:
-            self._bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -61,6 +62,7 @@ class Bars:
     def advance(self, what: str, done: int, total: int, note: str = "", left: float | None = None) -> None:
         """Move the bar of `what`; or print a line, if the last is some time ago or this is the end. left: seconds, for lines; bars know."""
         if self.console.is_interactive:
+            self._bars.start()
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(what, total=total, completed=done, note="")
             self._bars.update(self._tasks[what], completed=done, total=total, note=note)

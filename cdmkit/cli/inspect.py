@@ -39,9 +39,14 @@ def inspect(path: Path, recipe: bool, as_json: bool) -> None:
     elif found["kind"] == "run":
         print_table(("stage", "checkpoint", "state", "step", "loss", "MB"), map(_row, found["checkpoints"]))
     else:
-        print_table(("what", "value"), _lines(found))
+        print_table(("what", "value"), (map(_plain, line) for line in _lines(found)))
     if damaged := faults(found):
         raise CheckpointError(" ".join(damaged))
+
+
+def _plain(text: str) -> str:
+    """Text of a file as it may be shown: what terminals would obey, such as moving the cursor, is written out."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _row(found: dict[str, Any]) -> tuple[str, ...]:
@@ -56,7 +61,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "state", found["state"]
     if found.get("stage") is None:
         yield "stage", "not told: cdmkit did not write this file, or it holds no weights"
-    for key in ("stage", "step", "resolution", "classes", "images", "crop", "downsample", "loss"):
+    for key in ("stage", "step", "resolution", "classes", "images", "crop", "downsample", "sigma_rel", "loss"):
         if found.get(key) not in (None, ""):
             yield key, str(found[key])
     for key in ("versions", "origin"):

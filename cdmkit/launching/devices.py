@@ -52,10 +52,10 @@ def run_on_devices(command: Sequence[str], devices: int, *, restarts: int = 0, n
         for start in range(restarts + 1):
             common = _environment(node, devices) | {"TORCHELASTIC_RUN_ID": name, "TORCHELASTIC_RESTART_COUNT": str(start)}
             with Group() as group:
-                relay.group = group
                 for local in range(devices):
                     rank = node.number * devices + local
                     group.start(f"rank {rank}", command, {**common, "RANK": str(rank), "LOCAL_RANK": str(local)}, speaks=rank == 0)
+                relay.begin(group)
                 group.wait(until_failure=True)
                 group.wait(grace)
                 if group.running:

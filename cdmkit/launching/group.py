@@ -121,6 +121,12 @@ class Relay:
         self.told = False
         """Whether a signal told this process to end."""
 
+    def begin(self, group: Group) -> None:
+        """Hand signals on to a group that is complete, and one that came while it was not."""
+        self.group = group
+        if self.asked:
+            group.send(signal.SIGTERM)
+
     def ask(self) -> None:
         """Ask the processes to save and end, unless they were asked before."""
         if self.group and not self.asked:

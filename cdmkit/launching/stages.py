@@ -17,10 +17,9 @@ def train_together(commands: Mapping[str, Sequence[str]], environments: Mapping[
     Where one fails, the others are asked to save and end.
     """
     with relaying() as relay, Group() as group:
-        relay.group = group
         for stage, command in commands.items():
-            if not relay.asked:
-                group.start(stage, command, environments[stage])
+            group.start(stage, command, environments[stage])
+        relay.begin(group)
         group.wait(until_failure=True)
         if any(group.ended.values()) and not relay.asked:
             say(f"{words(group.ended)}: the other stages are asked to save and stop")

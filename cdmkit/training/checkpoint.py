@@ -13,6 +13,7 @@ carry the stage's resolved table: what they were trained as.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -53,6 +54,12 @@ class Checkpoint:
     """The tensors of each file ("weights", "ema", "average-1", "optimizer", ...), on any device. Where there are none, there is no file."""
     state: Mapping[str, Any]
     """What is no tensor, as JSON values. `loss`, where it is there, decides which checkpoints are the best."""
+    about: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)
+    """What single files of weights say of themselves, beside what all of them do."""
+
+
+class NewerFormat(CheckpointError):
+    """A later version of cdmkit wrote a checkpoint: it is whole, but not to be read here."""
 
 
 def save(folder: Path, checkpoint: Checkpoint, metadata: Mapping[str, Any], retention: Retention) -> Path:
@@ -82,12 +89,11 @@ def save(folder: Path, checkpoint: Checkpoint, metadata: Mapping[str, Any], rete
 
 def _write(partial: Path, checkpoint: Checkpoint, metadata: Mapping[str, Any]) -> None:
     partial.mkdir()
-    about = told(metadata, checkpoint.step)
-    digests = {
-        name: write(partial / f"{name}.safetensors", tensors, about if _WEIGHTS.fullmatch(name) else {})
-        for name, tensors in checkpoint.tensors.items()
-        if tensors
-    }
+    digests = {}
+    for name, tensors in checkpoint.tensors.items():
+        if tensors:
+            about = told({**metadata, **checkpoint.about.get(name, {})}, checkpoint.step) if _WEIGHTS.fullmatch(name) else {}
+            digests[name] = write(partial / f"{name}.safetensors", tensors, about)
     state = {"format": FORMAT, "step": checkpoint.step, "versions": _VERSIONS, "state": dict(checkpoint.state), "digests": digests}
     write_json(partial / "state.json", {**state, "digest": _digest_of(state)})
 
@@ -106,9 +112,10 @@ def _tidy(folder: Path, step: int, retention: Retention) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, beginning with what makes it one."""
-    (path / "state.json").unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    """Remove a checkpoint, beginning with what makes it one; where that cannot be removed all of it stays, and no harm is done."""
+    with contextlib.suppress(OSError):
+        (path / "state.json").unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _loss(path: Path) -> float | None:
@@ -154,12 +161,15 @@ def latest(folder: Path) -> Path | None:
 def load_latest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest undamaged checkpoint under `folder`; None where there is none at all.
 
-    Tells `warn` of each damaged one that it passes over. Raises CheckpointError where all are damaged.
+    Tells `warn` of each damaged one that it passes over. Raises CheckpointError where all are damaged, and at one of a newer format, which
+    going on from an older one would remove.
     """
     faults: list[str] = []
     for path in saved(folder):
         try:
             checkpoint = load(path)
+        except NewerFormat:
+            raise
         except CheckpointError as error:
             faults.append(str(error))
             continue
@@ -214,7 +224,7 @@ def metadata_of(tensors: TensorFile) -> dict[str, Any]:
         metadata = json.loads(tensors.metadata.get(_METADATA, "{}"))
         if not isinstance(metadata, dict):
             raise ValueError("its metadata is no table")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{tensors.path} cannot be read as safetensors of cdmkit: {error}.") from error
     return metadata
 
@@ -228,7 +238,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
         intact = state.pop("digest") == _digest_of(state)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path / 'state.json'} is damaged or missing: {error}.") from error
     if not intact:
         raise CheckpointError(f"{path / 'state.json'} is damaged: its digest does not match.")
@@ -236,7 +246,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path / 'state.json'} is not of cdmkit: {', '.join(strange)} is missing or of another type.")
     if state["format"] > FORMAT:
         written_by = f"cdmkit {state['versions'].get('cdmkit', 'of another version')}"
-        raise CheckpointError(f"{path} was written by {written_by}, in a newer format: install that version or a later one.")
+        raise NewerFormat(f"{path} was written by {written_by}, in a newer format: install that version or a later one.")
     if strange := [name for name in state["digests"] if not _FILE.fullmatch(name)]:
         raise CheckpointError(f"{path / 'state.json'} is not of cdmkit: {strange[0]!r} is no name of a file of tensors.")
     return state

@@ -22,9 +22,9 @@ def fingerprint(
 ) -> str:
     """A hex digest of all that determines the weights of a stage after a given number of steps.
 
-    name: the stage's, which names its random draws. stage, parent: tables, as a recipe writes them, without what binds nothing. data: what the images are
-    (fingerprint of the source, downsampling). weights: digest of those that training begins with, empty for none. Of the parent only the
-    resolution and the schedule matter: stages train independently.
+    name: the stage's, which names its random draws. stage, parent: tables, as a recipe writes them, without what binds nothing. data: what
+    the images are (fingerprint of the source, downsampling). weights: digest of those that training begins with, empty for none. Of the
+    parent only the resolution and the schedule matter: stages train independently.
     """
     learning = [weights, *(stage.get(key) for key in _LEARNING)]
     text = json.dumps([name, lasting(stage, parent), learning, stage["train"], data, seed], sort_keys=True)

@@ -107,12 +107,12 @@ class Learner:
         return self.session.total(loss) / self.session.world, t, plain
 
     def settle(self, losses: Callable[[Batch], Losses], batch: Batch) -> None:
-        """Compute gradients once and forget them: torch's DDP arranges its sums anew after the first ones, here before anything counts.
-
-        So a run that was stopped and one that was not add in the same order, to the same bits.
+        """Compute gradients twice and forget them: torch's DDP sees first which parameters get any, then in which order, and arranges its
+        sums anew. So a run that was stopped and one that was not add in the same order, to the same bits.
         """
-        losses(batch).weighted.mean().backward()  # type: ignore[no-untyped-call]
-        self.optimizer.zero_grad()
+        for _ in range(2):
+            losses(batch).weighted.mean().backward()  # type: ignore[no-untyped-call]
+            self.optimizer.zero_grad()
 
     def _move(self, bad: Tensor) -> None:
         """Let the weights follow the gradients and the averages follow the weights; none moves at a bad step."""

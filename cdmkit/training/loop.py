@@ -59,46 +59,49 @@ def train(
     CheckpointError where saving or restoring fails, SetupError where the device lacks memory, PeerLost where another process is gone.
     """
     session = stage.backend.start()
+    at_once = _at_once(stage, session)
     checkpoints = folder / "ckpt"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    with out_of_memory(too_much(stage)), losing_peers(session):
+    with out_of_memory(too_much(stage)), losing_peers(session), watchdog(session) as alive:
         learner = Learner(stage, classes=classes, seed=seed, session=session)
         saved = load_latest(checkpoints, lambda message: emit(Warned(message=message)))
         if saved is not None:
             learner.restore(saved)
+            saved = attrs.evolve(saved, tensors={})  # closes its files, which take room on the disk while they are open, removed or not
         check_equal_steps(session, learner.step)
         objective = Objective.of(
             stage, parent, learner.shared, learner.timesteps, classes=classes, downsample=downsample, seed=seed, session=session
         )
         if session.world > 1:
-            learner.settle(objective, _blank(stage, session))
+            learner.settle(objective, _blank(at_once, stage.resolution))
         emit(StageStarted(stage=stage.name, step=learner.step, steps=stage.train.steps, parameters=learner.parameter_count()))
         if learner.step < stage.train.steps:
             leaves = stop if session.world == 1 else StopRequest()  # nobody may leave alone while others wait for their gradients
             with (
-                Watched(_open(source, stage, session, seed, learner.step), classes, leaves) as batches,
+                Watched(
+                    source.open(at_once, session.rank, session.world, seed, learner.step * stage.train.batch), classes, leaves
+                ) as batches,
                 Saver(checkpoints, learner, metadata, emit, saved) as saver,
             ):
                 snapshots = Snapshots(folder / "averages", learner, metadata, emit)
-                _Loop(learner, objective, batches, saver, snapshots, Meter(stage, learner, emit, classes), stop, sample).run()
+                _Loop(learner, objective, batches, saver, snapshots, Meter(stage, learner, emit, classes), stop, alive, sample).run()
     return place(checkpoints, learner.step)
 
 
-def _open(source: Source, stage: Stage, session: Session, seed: int, step: int) -> Batches:
-    """The stream of this rank's parts of batches, from the first image that `step` steps have not seen."""
+def _at_once(stage: Stage, session: Session) -> int:
+    """How many images this process works on at once: a part of its share of a batch. Raises SetupError where they do not come out even."""
     parts = stage.train.accumulate * session.world
     if stage.train.batch % parts:
         raise SetupError(
             f"stage {stage.name!r}: batch = {stage.train.batch} cannot be split over {session.world} devices into "
             f"accumulate = {stage.train.accumulate} parts each: make it a multiple of {parts}"
         )
-    return source.open(stage.train.batch // parts, session.rank, session.world, seed, step * stage.train.batch)
+    return stage.train.batch // parts
 
 
-def _blank(stage: Stage, session: Session) -> Batch:
-    """As many black images as this process works on at once."""
-    count = stage.train.batch // (stage.train.accumulate * session.world)
-    images = torch.zeros(count, 3, stage.resolution, stage.resolution, dtype=torch.uint8)
+def _blank(count: int, resolution: int) -> Batch:
+    """Black images."""
+    images = torch.zeros(count, 3, resolution, resolution, dtype=torch.uint8)
     return Batch(images, torch.zeros(count, dtype=torch.int64), torch.arange(count))
 
 
@@ -113,24 +116,25 @@ class _Loop:
     snapshots: Snapshots
     meter: Meter
     stop: StopRequest
+    alive: Callable[[], None]
+    """Puts off the end by the watchdog."""
     sample: SampleGrid | None
 
     def run(self) -> None:
         """Step until the end or until told to stop; then tell what of the data was left out."""
         try:
-            with watchdog(self.learner.session) as alive:
-                self._steps(alive)
+            self._steps()
         except Left:
             self._stopped()
         finally:
             self.meter.tell(self.batches.skips())
 
-    def _steps(self, alive: Callable[[], None]) -> None:
+    def _steps(self) -> None:
         learner, session, pace = self.learner, self.learner.session, self.learner.stage.train
         while learner.step < pace.steps:
             if session.agree(self.stop.requested):
                 self._stopped()
-            alive()
+            self.alive()
             lr = learner.lr
             update = learner.update(self.objective, self.batches)
             self.meter.add(update)
@@ -151,13 +155,13 @@ class _Loop:
                 if saves:
                     self._save(ends)
                 if self.sample and shows:
-                    self._show(self.sample, alive)
+                    self._show(self.sample)
 
-    def _show(self, sample: SampleGrid, alive: Callable[[], None]) -> None:
+    def _show(self, sample: SampleGrid) -> None:
         """Sample, in each process alike, until done; alone, it may be left before, to save and stop."""
 
         def tick(_stage: str) -> None:
-            alive()
+            self.alive()
             if self.learner.session.world == 1 and self.stop.requested:
                 raise Left
 

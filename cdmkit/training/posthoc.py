@@ -12,10 +12,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from cdmkit.errors import CheckpointError, SetupError, UsageError
+from cdmkit.files import replaced
 from cdmkit.kinds import MAX_SIGMA_REL, power_exponent
-from cdmkit.training.checkpoint import read_metadata, told
-from cdmkit.training.snapshots import Snapshot, replace, snapshots
-from cdmkit.training.tensor_file import TensorFile, outlines
+from cdmkit.training.checkpoint import read_metadata, read_weights, told
+from cdmkit.training.snapshots import Snapshot, snapshots
+from cdmkit.training.tensor_file import TensorFile, write
 
 Array = npt.NDArray[np.float64]
 
@@ -60,8 +61,10 @@ def reconstruct(folder: Path, sigma: float, step: int | None = None, out: Path |
     path = out or folder / f"sigma-{_decimals(sigma)}-step-{step:08d}.safetensors"
     about = {"sigma_rel": sigma, "snapshots": len(used), "residual": residual}
     metadata = {key: value for key, value in read_metadata(used[-1].path).items() if key not in ("step", "versions")}
+    tensors = _combined(used, shares)
     try:
-        replace(path, _combined(used, shares), told({**metadata, "average": about}, step))
+        with replaced(path) as beside:
+            write(beside, tensors, told({**metadata, "average": about}, step))
     except OSError as error:
         raise SetupError(f"{path} cannot be written: {error}. Make room there, or choose another place by --out.") from error
     return Reconstruction(path, sigma, step, len(used), residual)
@@ -114,13 +117,13 @@ def inner(gamma_a: Array, t_a: Array, gamma_b: Array, t_b: Array) -> Array:
 def _combined(used: Sequence[Snapshot], shares: Array) -> dict[str, Tensor]:
     """The sum of snapshots, each by its share, in float64, rounded at the end; what is no average is the newest's.
 
-    Raises CheckpointError where one is of another network.
+    Raises CheckpointError where one is damaged or of another network.
     """
-    newest = TensorFile(used[-1].path)
+    newest, _ = read_weights(used[-1].path)
     averaged = {name: like for name, like in newest.outlines.items() if like.is_floating_point() and name not in used[-1].copied}
     sums: dict[str, Tensor] = {}
     for snapshot, share in zip(used, shares.tolist(), strict=True):
-        file = TensorFile(snapshot.path)
+        file, _ = read_weights(snapshot.path)
         _check_alike(file, newest)
         for name in averaged:
             part = file[name].double().mul_(share)
@@ -129,6 +132,6 @@ def _combined(used: Sequence[Snapshot], shares: Array) -> dict[str, Tensor]:
 
 
 def _check_alike(file: TensorFile, newest: TensorFile) -> None:
-    shapes: list[dict[str, Any]] = [{name: like.shape for name, like in outlines(each).items()} for each in (file, newest)]
-    if shapes[0] != shapes[1]:
+    one, other = ({name: like.shape for name, like in each.outlines.items()} for each in (file, newest))
+    if one != other:
         raise CheckpointError(f"{file.path} is of another network than {newest.path}: remove what is not of this stage.")

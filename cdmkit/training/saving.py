@@ -20,6 +20,7 @@ from cdmkit.events import CheckpointSaved, Emit, Warned
 from cdmkit.training.checkpoint import Checkpoint, latest, save
 from cdmkit.training.learner import Learner, Update
 from cdmkit.training.retention import Retention
+from cdmkit.training.snapshots import widths
 from cdmkit.training.staging import Staging
 
 FAILURES = 3
@@ -100,7 +101,10 @@ class Saver:
                 return
             self._wait_for_turn()
             self._staged = attrs.evolve(
-                checkpoint, tensors=self._staging.copy(checkpoint.tensors), state={**checkpoint.state, **self._loss_so_far(step)}
+                checkpoint,
+                tensors=self._staging.copy(checkpoint.tensors),
+                state={**checkpoint.state, **self._loss_so_far(step)},
+                about=widths(self.learner),
             )
             self._begin(self._staged)
         elif last_chance:  # a save of this step is under way, or failed

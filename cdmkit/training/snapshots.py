@@ -2,6 +2,7 @@
 
 averages/step-00001000/    of a stage's folder
   average-1.safetensors    the average of that name, with what a weights file says of itself, and under "average" its sigma_rel
+  state.json               as that of a checkpoint: the SHA-256 of every file
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from torch import Tensor, nn
 
 from cdmkit.errors import CheckpointError
 from cdmkit.events import Emit, Warned
-from cdmkit.files import sync
-from cdmkit.training.checkpoint import place, read_metadata, told
+from cdmkit.training.checkpoint import Checkpoint, is_complete, read_metadata, save, saved
 from cdmkit.training.learner import Learner
-from cdmkit.training.tensor_file import write
+from cdmkit.training.retention import Retention
 from cdmkit.training.together import gathered
+
+_ALL = Retention(newest=1, every=1)
 
 
 @attrs.frozen(eq=False)
@@ -43,37 +44,24 @@ class Snapshots:
 
         Take it before the checkpoint of the same step, so that no resumed run begins after a snapshot that is not there.
         """
-        step, stage = self.learner.step, self.learner.stage
-        folder = place(self.folder, step)
-        for name, sigma_rel in stage.train.snapshots.items():
-            module = self.learner.averages[name].module
-            tensors = gathered(module.state_dict(), self.learner.session)
-            if self.learner.session.rank:
-                continue
-            try:
-                for each in (self.folder, folder):  # not the stage's folder: where that is gone, the run was deleted
-                    each.mkdir(exist_ok=True)
-                replace(folder / f"{name}.safetensors", tensors, told({**self.metadata, "average": _about(module, sigma_rel)}, step))
-                sync(self.folder)
-            except OSError as error:
-                self.emit(Warned(message=f"stage {stage.name!r}: no snapshot of {name} at step {step}: {error}. Training goes on."))
+        learner, stage = self.learner, self.learner.stage
+        tensors = {name: gathered(learner.averages[name].module.state_dict(), learner.session) for name in stage.train.snapshots}
+        if learner.session.rank:
+            return
+        on_cpu = {name: {key: tensor.cpu() for key, tensor in each.items()} for name, each in tensors.items()}
+        try:
+            self.folder.mkdir(exist_ok=True)  # not the stage's folder: where that is gone, the run was deleted
+            save(self.folder, Checkpoint(step=learner.step, tensors=on_cpu, state={}, about=widths(learner)), self.metadata, _ALL)
+        except OSError as error:
+            self.emit(Warned(message=f"stage {stage.name!r}: no snapshot of step {learner.step}: {error}. Training goes on."))
 
 
-def _about(module: nn.Module, sigma_rel: float) -> dict[str, Any]:
-    """What a snapshot says of its average: its width, and which tensors are no averages, but as they were at its step."""
-    return {"sigma_rel": sigma_rel, "copied": sorted(name for name, _ in module.named_buffers())}
-
-
-def replace(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a file of tensors, on any device, beside its place, and move it there. Raises OSError where it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial, {name: tensor.detach().cpu() for name, tensor in tensors.items()}, metadata)
-        partial.rename(path)
-        sync(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+def widths(learner: Learner) -> dict[str, dict[str, Any]]:
+    """What the file of each power average says of it: its width, and which tensors are no averages, but as they were at its step."""
+    return {
+        name: {"average": {"sigma_rel": sigma_rel, "copied": sorted(key for key, _ in learner.averages[name].module.named_buffers())}}
+        for name, sigma_rel in learner.stage.train.snapshots.items()
+    }
 
 
 @attrs.frozen
@@ -99,4 +87,5 @@ class Snapshot:
 
 def snapshots(folder: Path) -> list[Snapshot]:
     """Those under a stage's folder `averages`, by step. Raises CheckpointError, naming the file, where one is damaged."""
-    return sorted(map(Snapshot.read, folder.glob("step-*/average-*.safetensors")), key=lambda snapshot: (snapshot.step, snapshot.path))
+    files = (file for path in saved(folder) if is_complete(path) for file in path.glob("average-*.safetensors"))
+    return sorted(map(Snapshot.read, files), key=lambda snapshot: (snapshot.step, snapshot.path))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,14 +100,6 @@ class _Scratch:
         return self._bytes[: prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
 
-class _Place(NamedTuple):
-    """Where in a file a tensor lies."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-
-
 class TensorFile(Mapping[str, Tensor]):
     """The tensors of a safetensors file, on the CPU. Each is read when it is asked for, and belongs to whoever asked.
 
@@ -128,37 +120,40 @@ class TensorFile(Mapping[str, Tensor]):
         self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
         if strange := {entry["dtype"] for entry in header.values()} - _DTYPES.keys():
             raise CheckpointError(f"{path} cannot be read: it has tensors of type {', '.join(sorted(strange))}.")
-        self._places = {
-            name: _Place(_DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
-            for name, entry in header.items()
-        }
+        try:
+            self.outlines = {
+                name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta") for name, entry in header.items()
+            }
+            """The tensors without their values: on torch's meta device, which takes no memory."""
+        except (TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{path} cannot be read: it has tensors of shapes that torch has not.") from error
+        self._starts = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
         self._scratch: _Scratch | None = None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self.outlines)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.outlines)
 
     def __getitem__(self, name: str) -> Tensor:
-        place = self._places[name]
-        return self._read(name, torch.empty(place.shape, dtype=place.dtype))
+        return self._read(name, torch.empty_like(self.outlines[name], device="cpu"))
 
     def read_into(self, target: Tensor, name: str) -> None:
         """Read a tensor into another one of its shape, on any device, in any layout and of any dtype."""
-        dtype, shape, _ = self._places[name]
-        if target.device.type == "cpu" and target.is_contiguous() and target.dtype == dtype:
+        outline = self.outlines[name]
+        if target.device.type == "cpu" and target.is_contiguous() and target.dtype == outline.dtype:
             self._read(name, target)
             return
         if self._scratch is None:
-            self._scratch = _Scratch(prod(place.shape) * place.dtype.itemsize for place in self._places.values())
-        target.copy_(self._read(name, self._scratch.room(dtype, shape)))
+            self._scratch = _Scratch(each.nbytes for each in self.outlines.values())
+        target.copy_(self._read(name, self._scratch.room(outline.dtype, outline.shape)))
 
     def _read(self, name: str, tensor: Tensor) -> Tensor:
         """Fill a contiguous CPU tensor of the right dtype."""
         unread = _bytes_of(tensor)
         try:
-            self._file.seek(self._places[name].start)
+            self._file.seek(self._starts[name])
             while unread:
                 count = self._file.readinto(unread)
                 if not count:
@@ -169,14 +164,9 @@ class TensorFile(Mapping[str, Tensor]):
         return tensor
 
     @property
-    def outlines(self) -> dict[str, Tensor]:
-        """The tensors without their values: on torch's meta device, which takes no memory."""
-        return {name: torch.empty(place.shape, dtype=place.dtype, device="meta") for name, place in self._places.items()}
-
-    @property
     def nbytes(self) -> int:
         """How many bytes the tensors have."""
-        return sum(prod(place.shape) * place.dtype.itemsize for place in self._places.values())
+        return sum(each.nbytes for each in self.outlines.values())
 
 
 def outlines(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from cdmkit.builtin.backends import Device, Precision, Torch
+from cdmkit.builtin.backends import Device, Parallel, Precision, Torch, TorchSession
 from cdmkit.errors import SetupError
 
 
@@ -81,3 +84,30 @@ def test_compiled_network_computes_the_same() -> None:
     torch.testing.assert_close(compiled(images), expected)
     torch.testing.assert_close(compiled(images[:2]), expected[:2])
     assert list(compiled.state_dict()) == names
+
+
+class Row(nn.Module):
+    """Blocks, one after another."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_blocks_may_hold_blocks(tmp_path: Path) -> None:
+    """A network is split whatever holds what; a pass gives what it gave before."""
+    network = Row(Row(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
+    images = torch.randn(4, 2)
+    expected = network(images)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        session = TorchSession(torch.device("cpu"), bf16=False, compile=False, world=2, parallel=Parallel.FSDP)
+        torch.testing.assert_close(session.share(network, learns=False)(images), expected)
+        assert all(hasattr(parameter, "full_tensor") for parameter in network.parameters())
+    finally:
+        dist.destroy_process_group()

@@ -42,6 +42,21 @@ def test_an_average_is_made_and_sampled(averaged: Path, tmp_path: Path) -> None:
     assert pictures[0] != pictures[1]
 
 
+def test_inspect_tells_widths_and_damage(copy: Path) -> None:
+    """Of a snapshot, of a checkpoint's average, of what was made; snapshots are looked at with a run's checkpoints."""
+    stage = copy / "stages" / "base"
+    made = tiny.call("ema", copy, "--sigma", "0.15").stdout.strip()
+    snapshot = stage / "averages" / "step-00000002" / "average-2.safetensors"
+    for path, width in ((snapshot, 0.2), (stage / "ckpt" / "step-00000004" / "average-1.safetensors", 0.1), (made, 0.15)):
+        told = json.loads(tiny.call("inspect", path, "--json").stdout)
+        assert (told["stage"], told["sigma_rel"], told["fault"]) == ("base", width, None)
+    assert json.loads(tiny.call("inspect", snapshot.parent, "--json").stdout)["stage"] == "base"
+    snapshot.write_bytes(snapshot.read_bytes()[:-1] + b"\x55")
+    result = tiny.call("inspect", copy)
+    assert result.exit_code == 7
+    assert f"{snapshot} is damaged" in result.stderr
+
+
 def test_it_lies_beside_the_snapshots(copy: Path) -> None:
     """With --json all that is known of it is printed; a file that can be sampled says what stage it is of."""
     result = tiny.call("ema", "tiny", "--runs", copy.parents[1], "--sigma", "0.15", "--step", "4", "--stage", "base", "--json")

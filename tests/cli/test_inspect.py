@@ -117,6 +117,15 @@ def test_files_of_other_tools_show_their_tensors(tmp_path: Path) -> None:
     assert "does not say what stage it is of" in result.stderr
 
 
+def test_names_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    """What a file says is printed, not obeyed."""
+    path = tmp_path / "other.safetensors"
+    save_file({"\x1b[2Jname": torch.zeros(1)}, path, metadata={"cdmkit": '{"step": "\\u001b]0;title"}'})
+    printed = tiny.call("inspect", path).stdout
+    assert "\x1b" not in printed
+    assert r"\x1b[2Jname" in printed
+
+
 def test_what_is_no_weights_file_is_refused_unexecuted(tmp_path: Path) -> None:
     """A pickle, an empty folder, and nothing at all: exit code 7."""
     canary = tmp_path / "canary"

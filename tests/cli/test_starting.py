@@ -70,6 +70,18 @@ def test_a_run_on_two_devices_makes_what_one_makes(tmp_path: Path) -> None:
     assert Run(grid.parents[1]).steps() == {"base": 4, "fine": 4}
 
 
+def test_processes_that_start_again_go_on_in_their_own_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the newest, which someone else has begun since, though it was the newest that they were told to go on with."""
+    recipe = tiny.write(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
+    ours = tiny.run(recipe)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "others")
+    assert tiny.run(recipe) != ours
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert tiny.run(recipe, "--resume") == ours
+
+
 @pytest.mark.slow
 def test_stages_trained_at_the_same_time_make_the_run_that_one_by_one_make(tmp_path: Path) -> None:
     """To the bit. They are not trained again; the whole is sampled at the end."""

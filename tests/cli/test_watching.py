@@ -99,6 +99,15 @@ def test_bars_on_a_terminal() -> None:
     assert "/40" not in text.partition("warning: ")[2], "a bar outlives what it shows"
 
 
+def test_who_has_nothing_to_show_leaves_the_terminal_alone() -> None:
+    """Several processes may share it, of which one speaks: the others would wipe out its bars."""
+    console = terminal()
+    with Watcher(console):
+        time.sleep(0.12)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == ""
+
+
 def test_a_narrow_terminal_shows_what_matters_most() -> None:
     """Steps, time left, loss."""
     text = watch(terminal(80))
@@ -131,7 +140,13 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_the_terminal_is_left_in_order_after_an_error() -> None:
     """The cursor is shown again."""
     console = terminal()
-    with pytest.raises(KeyError), Watcher(console):
+    watcher = Watcher(console)
+
+    def fail() -> None:
+        watcher.advance("base", 1, 2)
         raise KeyError
+
+    with pytest.raises(KeyError), watcher:
+        fail()
     assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().rstrip().endswith("\x1b[?25h")
+    assert console.file.getvalue().rpartition("\x1b[?25")[2].startswith("h")

@@ -130,6 +130,16 @@ def test_a_signal_is_handed_on_to_all(tmp_path: Path, number: signal.Signals) ->
     assert [path.read_text() for path in tmp_path.glob("asked-*")] == [number.name] * 2
 
 
+def test_a_signal_while_processes_are_started_is_not_lost(tmp_path: Path) -> None:
+    """All hear of it when the last one is there: of those that have just begun, none is left to wait for the others."""
+    late = "import signal; from cdmkit.launching import devices as d; from cdmkit.launching.group import Group; begin = Group.__enter__; "
+    late += "Group.__enter__ = lambda group: (begin(group), signal.raise_signal(signal.SIGTERM))[0]; "
+    process = supervisor(
+        f"{late}raise SystemExit(d.run_on_devices({program(WORK, 'time.sleep(60)')!r}, 2, restarts=2, node=d.Node()))", tmp_path
+    )
+    assert process.wait(10) == 128 + signal.SIGTERM
+
+
 def test_the_second_signal_is_handed_on_too(tmp_path: Path) -> None:
     """It ends them at once."""
     process = started(tmp_path, "time.sleep(60)")

@@ -1,9 +1,10 @@
 """Processes that train a stage together: python -m tests.training.ranks FOLDER GOES
 
 GOES is a JSON list; each go is a table: "world", "folder" (within FOLDER), and perhaps "train" (options of it), "stage" ("base" or "sr"),
-"parallel", "patience", "density", "averages" (true: one by a power, with snapshots), "bad" (calls at which the network of the last process
-gives NaN), "signal": [rank, step, name], which that process sends itself after that step. Prints, for every go, how each process ended (as
-`subprocess` has it) and what it said, as JSON.
+"parallel", "patience", "density", "averages" (true: one by a power, with snapshots), "classes", "shows" (true: the average is called at
+every step, as samples do), "bad" (calls at which the network of the last process gives NaN), "signal": [rank, step, name], which that
+process sends itself after that step, or for step 0 when it passes over a damaged checkpoint. Prints, for every go, how each process ended
+(as `subprocess` has it) and what it said, as JSON.
 Torch is imported once, the processes are forked.
 """
 
@@ -19,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import torch._dynamo
+from torch import nn
 
 from cdmkit.builtin.averages import Power
 from cdmkit.builtin.backends import Device, Parallel, Precision, Torch
 from cdmkit.builtin.densities import LossAware, Uniform
+from cdmkit.cascade.sampling import Tick
+from cdmkit.diffusion import Condition
 from cdmkit.errors import CdmkitError
-from cdmkit.events import Event, Progress
+from cdmkit.events import Event, Progress, Warned
 from cdmkit.ranks import joined
 from cdmkit.training import stop_on_signals
-from tests.training.components import Tiny, make_sr_stage, make_stage, run
+from tests.training.components import CLASSES, Tiny, make_sr_stage, make_stage, run
 
 
 def train(folder: Path, go: dict[str, Any]) -> None:
@@ -39,17 +43,25 @@ def train(folder: Path, go: dict[str, Any]) -> None:
     bad = tuple(go.get("bad", ())) if rank == last else ()
     density = LossAware(history=1) if go.get("density") == "loss-aware" else Uniform()
     averages = {"averages": (Power(sigma_rel=0.1),), "snapshot_every": 2} if go.get("averages") else {}
-    options = {"log_every": 1, **averages, **go.get("train", {})}
+    shown = {"sample_every": 1} if go.get("shows") else {}
+    options = {"log_every": 1, **averages, **shown, **go.get("train", {})}
     make, parent = (make_sr_stage, make_stage(resolution=4)) if go.get("stage") == "sr" else (make_stage, None)
     stage = make(options, backend=backend, backbone=Tiny(nan_calls=bad, dropout=go.get("dropout", 0.1)), density=density)
     who, step, name = go.get("signal", (-1, 0, "SIGTERM"))
 
     def hit(event: Event) -> None:
-        if isinstance(event, Progress) and event.step == step and rank == who:
+        begins = isinstance(event, Warned) and step == 0  # of a damaged checkpoint
+        if rank == who and (begins or (isinstance(event, Progress) and event.step == step)):
             os.kill(os.getpid(), signal.Signals[name])
 
     with joined(), stop_on_signals() as stop:
-        run(stage, folder / go["folder"], parent=parent, emit=hit, stop=stop)
+        run(stage, folder / go["folder"], parent=parent, emit=hit, stop=stop, sample=show, classes=go.get("classes", CLASSES))
+
+
+@torch.inference_mode()
+def show(network: nn.Module, _step: int, _tick: Tick) -> None:
+    """Call a network."""
+    network(torch.zeros(2, 3, 8, 8), torch.ones(2), Condition(torch.zeros(2, dtype=torch.int64)))
 
 
 def in_child(folder: Path, go: dict[str, Any], rank: int, port: int, out: int) -> None:

@@ -218,8 +218,8 @@ def test_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_newer_format_names_the_version(tmp_path: Path) -> None:
-    """A checkpoint in a format of the future says which cdmkit wrote it."""
-    (path,) = save_steps(tmp_path, 1)
+    """A checkpoint in a format of the future says which cdmkit wrote it, and is not passed over: it would be removed then."""
+    _, path = save_steps(tmp_path, 1, 2)
     state = json.loads((path / "state.json").read_text())
     del state["digest"]
     state = {**state, "format": 99, "versions": {"cdmkit": "9.9"}}
@@ -227,6 +227,36 @@ def test_newer_format_names_the_version(tmp_path: Path) -> None:
     (path / "state.json").write_text(json.dumps({**state, "digest": digest}))
     with pytest.raises(CheckpointError, match=r"written by cdmkit 9\.9, in a newer format"):
         load(path)
+    with pytest.raises(CheckpointError, match=r"written by cdmkit 9\.9, in a newer format"):
+        load_latest(tmp_path, refuse)
+
+
+def test_what_cannot_be_removed_spoils_no_save(tmp_path: Path) -> None:
+    """A save whose checkpoint stands has not failed, though an old one stays, whole."""
+    old, *_ = save_steps(tmp_path, 1)
+    (old / "state.json").unlink()
+    (old / "state.json").mkdir()  # what nobody can unlink
+    (path,) = save_steps(tmp_path, 2, keep=1)
+    assert load(path).step == 2
+    assert names(old) == [
+        "average-1.safetensors",
+        "density.safetensors",
+        "ema.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "weights.safetensors",
+    ]
+
+
+def test_lists_in_lists_without_end_are_refused(tmp_path: Path) -> None:
+    """JSON that is nested too deep to be read, in a checkpoint's state and in a file's metadata."""
+    (path,) = save_steps(tmp_path, 1)
+    (path / "state.json").write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+        load(path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "deep.safetensors", metadata={"cdmkit": "[" * 200_000})
+    with pytest.raises(CheckpointError, match=r"deep\.safetensors cannot be read"):
+        read_metadata(tmp_path / "deep.safetensors")
 
 
 def test_full_disk_leaves_no_trace(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from cdmkit.builtin.averages import Power
 from cdmkit.errors import CheckpointError, SetupError, UsageError
 from cdmkit.kinds import power_exponent
-from cdmkit.training.checkpoint import read_weights, told
+from cdmkit.training.checkpoint import Checkpoint, read_weights, save
 from cdmkit.training.ema import Ema
 from cdmkit.training.posthoc import LARGE_RESIDUAL, inner, reconstruct, weigh
-from cdmkit.training.snapshots import replace
+from cdmkit.training.retention import Retention
 
 TRACKED, WANTED = (0.05, 0.1), (0.04, 0.07, 0.15)
 STEPS, EVERY = 400, 40
@@ -48,12 +48,13 @@ def walk(folder: Path, network: nn.Module, *, steps: int = STEPS) -> dict[float,
 
 
 def snapshot(folder: Path, step: int, modules: dict[float, nn.Module]) -> None:
-    place = folder / f"step-{step:08d}"
-    place.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    tensors, about = {}, {}
     for number, (sigma, module) in enumerate(modules.items(), 1):
-        about = {"sigma_rel": sigma, "copied": [name for name, _ in module.named_buffers()]}
-        metadata = told({"stage": "base", "table": {"resolution": 8}, "average": about}, step)
-        replace(place / f"average-{number}.safetensors", module.state_dict(), metadata)
+        tensors[f"average-{number}"] = module.state_dict()
+        about[f"average-{number}"] = {"average": {"sigma_rel": sigma, "copied": [name for name, _ in module.named_buffers()]}}
+    metadata = {"stage": "base", "table": {"resolution": 8}}
+    save(folder, Checkpoint(step=step, tensors=tensors, state={}, about=about), metadata, Retention(1, every=1))
 
 
 def make_network() -> nn.Module:
@@ -165,6 +166,16 @@ def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
             reconstruct(tmp_path, sigma)
     with pytest.raises(SetupError, match=r"cannot be written: .*--out"):
         reconstruct(tmp_path, 0.1, out=tmp_path / "nowhere" / "a.safetensors")
-    snapshot(tmp_path, 50, dict.fromkeys(TRACKED, nn.Linear(3, 2)))
+    for step in (50, 100):
+        snapshot(tmp_path, step, dict.fromkeys(TRACKED, nn.Linear(step // 25, 2)))
     with pytest.raises(CheckpointError, match=r"step-00000050.*another network"):
         reconstruct(tmp_path, 0.1)
+
+
+def test_a_damaged_snapshot_is_found_out(tmp_path: Path) -> None:
+    """By its digest, though its tensors could be read."""
+    snapshot(tmp_path, 100, dict.fromkeys(TRACKED, nn.Linear(20, 20)))
+    damaged = tmp_path / "step-00000100" / "average-1.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(CheckpointError, match=r"average-1\.safetensors is damaged: its SHA-256"):
+        reconstruct(tmp_path, 0.08)

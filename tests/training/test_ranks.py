@@ -84,6 +84,21 @@ def test_others_go_on_where_some_stopped(tmp_path: Path) -> None:
     assert apart(tmp_path / "two", tmp_path / "more") < 1e-6
 
 
+def test_samples_change_nothing(tmp_path: Path) -> None:
+    """A split average that is called between steps is whole for the call alone."""
+    split = {"world": 2, "parallel": "fsdp"}
+    assert all_well(train(tmp_path, {**split, "folder": "seen", "shows": True}, {**split, "folder": "unseen"}))
+    assert contents(checkpoint(tmp_path / "seen")) == contents(checkpoint(tmp_path / "unseen"))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_network_may_have_parameters_without_a_part_in_the_loss(tmp_path: Path, parallel: str) -> None:
+    """Here those of labels, where there are none: they stay as they are, as they do alone."""
+    go = {"classes": 0, "train": {"accumulate": 2}}
+    assert all_well(train(tmp_path, {**go, "world": 1, "folder": "one"}, {**go, "world": 2, "folder": "two", "parallel": parallel}))
+    assert apart(tmp_path / "one", tmp_path / "two", "weights") < 1e-6
+
+
 def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     """They say that another one is gone; going on gives the bits of the undisturbed run."""
     killed, *others = train(
@@ -117,30 +132,38 @@ def test_nan_in_one_process_moves_none(tmp_path: Path) -> None:
     """A bad step of one is a bad step of all; the third in a row ends all with 6, and names the images that were at fault, not others."""
     one_bad, three_bad = train(
         tmp_path,
-        {"world": 2, "folder": "one", "bad": [4]},
-        {"world": 2, "folder": "three", "bad": [6, 7, 8], "train": {"steps": 9}},
+        {"world": 2, "folder": "one", "bad": [5]},
+        {"world": 2, "folder": "three", "bad": [7, 8, 9], "train": {"steps": 9}},
     )
     assert all_well([one_bad])
     assert all(bool(tensor.isfinite().all()) for tensor in load_file(checkpoint(tmp_path / "one") / "weights.safetensors").values())
     assert [code for code, _ in three_bad] == [6, 6]
-    for _, message in three_bad:  # the first call settles the order of sums, so that call 8 is step 7
+    for _, message in three_bad:  # two calls settle the order of sums, so that call 9 is step 7
         assert "by step 7" in message
         assert "the loss of 2 of 4 images was not finite: position 25 at timestep" in message
         assert "position 27 at timestep" in message
         assert "position 24" not in message
 
 
-def test_a_halted_process_is_found_out(tmp_path: Path) -> None:
-    """Where one process stands still, the others print where they stand and end."""
-    (halted,) = train(tmp_path, {"world": 2, "folder": "halted", "patience": 2, "signal": [1, 3, "SIGSTOP"]})
+@pytest.mark.parametrize(("step", "where"), [(3, "in update"), (0, "in check_equal_steps")])
+def test_a_halted_process_is_found_out(tmp_path: Path, step: int, where: str) -> None:
+    """Where one process stands still, as it trains or before that, the others print where they stand and end."""
+    go = {"world": 2, "folder": "halted", "train": {"steps": 6}}
+    if step == 0:
+        assert all_well(train(tmp_path, {**go, "train": {"steps": 3}}))
+        damaged = checkpoint(tmp_path / "halted", 5)
+        damaged.mkdir()
+        (damaged / "state.json").touch()
+    (halted,) = train(tmp_path, {**go, "patience": 2, "signal": [1, step, "SIGSTOP"]})
     (code, said), _ = halted
     assert code == 1
     assert "Timeout" in said
-    assert "learner.py" in said
+    assert where in said
 
 
 def test_a_batch_must_come_out_even(tmp_path: Path) -> None:
     """A batch that cannot be dealt out equally is refused by all, with the numbers."""
-    (ends,) = train(tmp_path, {"world": 2, "folder": "odd", "train": {"batch": 3}})
-    assert [code for code, _ in ends] == [4, 4]
-    assert "batch = 3 cannot be split over 2 devices" in ends[0][1]
+    odd = ({"world": 2, "folder": "odd", "train": {"batch": batch}} for batch in (1, 3))
+    for batch, ends in zip((1, 3), train(tmp_path, *odd), strict=True):
+        assert [code for code, _ in ends] == [4, 4]
+        assert f"batch = {batch} cannot be split over 2 devices" in ends[0][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import threading
@@ -18,6 +19,7 @@ from cdmkit.training import StopRequest, saving
 from cdmkit.training.checkpoint import load
 from cdmkit.training.learner import Learner
 from cdmkit.training.saving import Saver
+from cdmkit.training.tensor_file import TensorFile
 from tests.training.components import CLASSES, contents, make_stage, run
 from tests.training.test_checkpoint import full_disk
 
@@ -230,3 +232,16 @@ def test_other_processes_give_their_parts_and_write_nothing(tmp_path: Path) -> N
         saver.save()
         saver.save(last_chance=True)
     assert (events, list((tmp_path / "ckpt").iterdir())) == ([], [])
+
+
+def test_a_resumed_run_lets_go_of_what_it_read(tmp_path: Path) -> None:
+    """Files that are held open take room on the disk, also when they are removed."""
+    run(make_stage({"steps": 3}), tmp_path)
+    held: list[TensorFile] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, CheckpointSaved):
+            held.extend(each for each in gc.get_objects() if type(each) is TensorFile and each.path.is_relative_to(tmp_path))
+
+    run(make_stage(), tmp_path, emit=look)
+    assert held == []

@@ -137,3 +137,11 @@ def test_unknown_dtypes_are_refused(tmp_path: Path) -> None:
         assert list(file.keys()) == ["a"]
     with pytest.raises(CheckpointError, match="tensors of type F8_E8M0"):
         TensorFile(tmp_path / "file")
+
+
+def test_empty_tensors_of_no_size_that_torch_has_are_refused(tmp_path: Path) -> None:
+    """The library lets any shape pass whose product is 0."""
+    header = b'{"a":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}'
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match="shapes that torch has not"):
+        TensorFile(tmp_path / "file")
