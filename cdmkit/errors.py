@@ -19,6 +19,10 @@ class PeerLost(CdmkitError):
     """Another process of the same run is gone or failed: its own message tells why. What is saved stands; the launcher starts all anew."""
 
 
+class FirstFailed(PeerLost):
+    """The first process of the same run failed, and tells of it for all."""
+
+
 class UsageError(CdmkitError):
     """The command was called wrongly."""
 

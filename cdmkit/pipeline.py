@@ -23,7 +23,7 @@ from cdmkit.hookspecs import hook_name
 from cdmkit.log import EventLog, MetricsLog
 from cdmkit.place import Given, Place
 from cdmkit.plugins import Plugins
-from cdmkit.preflight import look_at_data, needs_data
+from cdmkit.preflight import Looked, look_at_data, needs_data
 from cdmkit.previewing import Previewer, drift_alarm
 from cdmkit.ranks import Ranks, joined
 from cdmkit.recipe import Recipe, loose, ordering, read, to_table, without
@@ -41,11 +41,16 @@ def run(recipe_file: Path, plugins: Plugins, overrides: Iterable[str], place: Pl
     """
     recipe = read(recipe_file, plugins, overrides)
     stages = [recipe.cascade.named(place.stage)] if place.stage else list(recipe.cascade)
-    with joined() as ranks, training.stop_on_signals() as stop:
-        looked = ranks.first_then_all(lambda: look_at_data(recipe)) if needs_data(recipe) else None
+
+    def looked_at() -> Looked | None:
+        """Whatever can be found wrong before a run is made; the first process tells of it, the others come after."""
         for stage in stages:
-            stage.backend.start()
+            training.check_shares(stage, stage.backend.start())
             check_weights(stage, recipe.cascade.parent(stage), plugins)
+        return look_at_data(recipe) if needs_data(recipe) else None
+
+    with joined() as ranks, training.stop_on_signals() as stop:
+        looked = ranks.first_then_all(looked_at)
         given = Given(looked.train.fingerprint if looked else "", digests(recipe.cascade))
         with place.opened(recipe, given, recipe_file, plugins, ranks) as run, observed(run, plugins, place.stage, ranks) as emit:
             emit(RunStarted(path=run.path, name=recipe.name, stages=tuple(stage.name for stage in stages)))
@@ -133,18 +138,18 @@ class Trainer:
         digest, folder = self._fingerprint(stage), self.run.stage(stage.name)
 
         def found() -> str:
-            if training.latest(folder / "ckpt") and training.is_done(folder, digest, stage.train.steps):
-                return "trained"
+            saved = training.latest(folder / "ckpt")
+            if saved and training.is_done(folder, digest, stage.train.steps):
+                return str(training.step_of(saved))
             return "another" if self.run.claim_stage(stage.name, digest) else ""
 
-        match self.ranks.told(found):
-            case "trained":
-                self.emit(StageFinished(stage=stage.name, step=stage.train.steps, skipped=True))
-                return
-            case "another":
-                self.emit(Warned(message=f"stage {stage.name!r} is another one now: what it had learned is removed, it is trained anew"))
+        if (what := self.ranks.told(found)).isdecimal():
+            self.emit(StageFinished(stage=stage.name, step=int(what), skipped=True))
+            return
+        if what == "another":
+            self.emit(Warned(message=f"stage {stage.name!r} is another one now: what it had learned is removed, it is trained anew"))
         data = self.recipe.data
-        training.train(
+        saved = training.train(
             stage,
             self.recipe.cascade.parent(stage),
             source=data.source,
@@ -157,9 +162,10 @@ class Trainer:
             stop=self.stop,
             sample=partial(self._show, stage),
         )
+        step = training.step_of(saved)
         if self.ranks.first:
-            training.mark_done(folder, digest, stage.train.steps)
-        self.emit(StageFinished(stage=stage.name, step=stage.train.steps))
+            training.mark_done(folder, digest, step)
+        self.emit(StageFinished(stage=stage.name, step=step))
 
     def _fingerprint(self, stage: Stage) -> str:
         """Of all that decides the stage's weights."""

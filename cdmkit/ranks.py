@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
-from cdmkit.errors import PeerLost, SetupError
+from cdmkit.errors import FirstFailed, PeerLost, SetupError
 
 PATIENCE = timedelta(days=1)
 """How long a collective waits for a process that is there but does nothing: for longer than a backend's `patience`, which ends the wait."""
@@ -39,7 +39,7 @@ class Ranks:
         return work()
 
     def told(self, work: Callable[[], str]) -> str:
-        """What `work` gives in the first process, told to all. Raises PeerLost in the others where it fails there."""
+        """What `work` gives in the first process, told to all. Raises FirstFailed in the others where it fails there."""
         return work()
 
 
@@ -111,7 +111,7 @@ class Joined(Ranks):
             except DistStoreError:  # it still works
                 continue
             if text == "no":
-                raise PeerLost(f"process {self.rank} of {self.world} ends since the first one failed: its message tells why")
+                raise FirstFailed(f"process {self.rank} of {self.world} ends since the first one failed: its message tells why")
             return text.removeprefix("ok")
 
     def _key(self) -> str:

@@ -37,6 +37,9 @@ from cdmkit.redact import redact
 LOCK_PATIENCE = 0.5
 """Seconds to wait for a lock: longer than `Run.state` holds it to look."""
 
+_PLACES = ("run.json", "*/run.json", "*/*/run.json")
+"""Where runs lie under a folder: in it, in one of people's choice, or in that of their recipe."""
+
 JOIN_PATIENCE = 10.0
 """Seconds to wait where several processes begin to work on stages of one run at the same time."""
 
@@ -207,9 +210,11 @@ class Run:
 
 
 def list_runs(root: Path, name: str | None = None) -> list[Run]:
-    """The runs under `root` (of one recipe), the oldest first."""
-    found = root.glob(f"{name or '*'}/*/run.json")
-    return [Run(path.parent) for path in sorted(found, key=lambda path: (path.parent.name, path.parent.parent.name))]
+    """The runs in `root` and its folders (of one recipe), the oldest first; `root` may also be a run's own folder."""
+    found = [Run(path.parent) for pattern in _PLACES for path in root.glob(pattern)]
+    facts = {run: run.facts for run in found}
+    wanted = [run for run in found if name in (None, facts[run].get("name"))]
+    return sorted(wanted, key=lambda run: (str(facts[run].get("started", "")), run.path.name, run.path))
 
 
 def latest_run(root: Path, name: str) -> Run | None:
@@ -254,7 +259,8 @@ def _held(folder: Path, force: bool, patience: float = LOCK_PATIENCE) -> Iterato
             words = _holder_in_words(folder)
             raise SetupError(f"{folder} is in use by {words}. If that process is dead, take the run over with --force.")
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(folder / "holder.json", {"host": socket.gethostname(), "pid": os.getpid(), "started": started})
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "job": _slurm_job()}
+        write_json(folder / "holder.json", holder)
         try:
             yield
         finally:
@@ -275,9 +281,18 @@ def _is_held(folder: Path) -> bool:
 
 
 def _held_elsewhere(folder: Path) -> bool:
-    """Whether a process on another host is noted to be at work, whose lock may not reach here."""
+    """Whether a process on another host is noted to be at work, whose lock may not reach here.
+
+    Not where that was this very job of Slurm, which began anew on another node: then it is dead.
+    """
     holder = _read_json(folder / "holder.json")
-    return bool(holder) and holder.get("host") != socket.gethostname()
+    same_job = bool(_slurm_job()) and holder.get("job") == _slurm_job()
+    return bool(holder) and holder.get("host") != socket.gethostname() and not same_job
+
+
+def _slurm_job() -> str:
+    """The job of Slurm that this process is part of; empty elsewhere."""
+    return os.environ.get("SLURM_JOB_ID", "")
 
 
 def _holder_in_words(folder: Path) -> str:
@@ -301,6 +316,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _steps_saved(stage: Path) -> int:
-    """The step of a stage's newest checkpoint, 0 where there is none."""
-    names = (path.name.removeprefix("step-") for path in (stage / "ckpt").glob("step-*"))
+    """The step of a stage's newest checkpoint, 0 where there is none that was written to its end."""
+    names = (path.parent.name.removeprefix("step-") for path in (stage / "ckpt").glob("step-*/state.json"))
     return max((int(name) for name in names if re.fullmatch("[0-9]+", name)), default=0)

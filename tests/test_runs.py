@@ -237,11 +237,12 @@ def test_state_is_the_noted_outcome(tmp_path: Path, outcome: str) -> None:
 
 
 def test_steps_are_those_of_the_newest_checkpoints(tmp_path: Path) -> None:
-    """Each stage counts the steps of its newest checkpoint, 0 without one; folders of other names do not count."""
+    """Each stage counts the steps of its newest checkpoint, 0 without one. Other folders, and unfinished ones, do not count."""
     run = make_run(tmp_path)
-    for step in (900, 1000):
-        (run.stage("base") / "ckpt" / f"step-{step:08d}").mkdir(parents=True)
-    (run.stage("base") / "ckpt" / "step-old").mkdir()
+    for step in ("00000900", "00001000", "old"):
+        (run.stage("base") / "ckpt" / f"step-{step}").mkdir(parents=True)
+        (run.stage("base") / "ckpt" / f"step-{step}" / "state.json").touch()
+    (run.stage("base") / "ckpt" / "step-00001100").mkdir()
     run.stage("sr64")
     assert run.steps() == {"base": 1000, "sr64": 0}
 

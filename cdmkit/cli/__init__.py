@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from cdmkit import __version__
-from cdmkit.errors import CdmkitError
+from cdmkit.errors import CdmkitError, FirstFailed, Stopped
 from cdmkit.nearest import did_you_mean
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -80,7 +80,8 @@ class Commands(click.Group):
 
                 traceback.print_exception(error)
             message, code = _told(error)
-            click.echo(message, err=True)
+            if not _told_by_the_first(error):
+                click.echo(message, err=True)
             _leave_if_held(code)
             raise click.exceptions.Exit(code) from error
 
@@ -92,6 +93,11 @@ def _leave_if_held(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _told_by_the_first(error: BaseException) -> bool:
+    """Whether the first of several processes tells people of it: not each need repeat it."""
+    return isinstance(error, FirstFailed) or (isinstance(error, Stopped) and os.environ.get("RANK", "0") != "0")
 
 
 def _told(error: BaseException) -> tuple[str, int]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cdmkit.cli.options import json_option, loaded_plugins, overrides_option, print_json, print_table, runs_option
+
+if TYPE_CHECKING:
+    from cdmkit.launching.slurm import Job
 
 _OPTION = re.compile(r"[a-z][a-z-]*")
 
@@ -51,11 +56,12 @@ def launch(
 ) -> None:
     """Train RECIPE on a cluster with Slurm: a job for each stage, and a last one that samples. Prints the jobs' ids.
 
-    A job whose time is nearly over saves and queues anew. All options are for each job of a stage; the last job has one GPU.
+    The jobs keep to the recipe as it is now, with everything filled in: the file may be changed while they wait. A job whose time is nearly
+    over saves and queues anew. All options are for each job of a stage; the last job has one GPU.
     """
     from cdmkit.launching import slurm
     from cdmkit.launching.place import place_for
-    from cdmkit.recipe import read
+    from cdmkit.recipe import read, to_toml
 
     given = {"partition": partition, "account": account, "time": limit}
     options = {key: value for key, value in given.items() if value is not None} | dict(map(_option, more))
@@ -65,12 +71,11 @@ def launch(
         raise click.UsageError(f"no stage is trained: sample the cascade by `cdmkit run {recipe}`")
     place = place_for(runs, found.name, folder, resume=resume).absolute()
     wishes = slurm.Wishes(devices=devices, nodes=nodes, restarts=restarts, options=options)
-    words = [str(recipe.absolute()), *(word for override in overrides for word in ("--set", override))]
-    jobs = slurm.jobs(found.name, words, place, names, wishes, sample=not stages)
+    jobs = slurm.jobs(found.name, place, names, wishes, sample=not stages)
     if dry_run:
-        ids = [f"<id of {job.name}>" for job in jobs if not job.last]
-        click.echo("\n".join(f"# {' '.join(slurm.sbatch(job, ids))}\n{job.script}" for job in jobs), nl=False)
+        _print_scripts(jobs, as_json)
         return
+    slurm.keep(to_toml(found), slurm.recipe_for(place))
     ids = slurm.submit(jobs)
     click.echo(f"run {place}", err=True)
     rows = [{"job": job.name, "id": number, "log": job.log(number)} for job, number in zip(jobs, ids, strict=True)]
@@ -78,6 +83,17 @@ def launch(
         print_json({"run": str(place), "jobs": rows})
     else:
         print_table(("job", "id", "log"), [tuple(row.values()) for row in rows])
+
+
+def _print_scripts(jobs: Sequence[Job], as_json: bool) -> None:
+    """What would be submitted, and how."""
+    from cdmkit.launching.slurm import sbatch
+
+    ids = [f"<id of {job.name}>" for job in jobs if not job.last]
+    if as_json:
+        print_json([{"job": job.name, "command": sbatch(job, ids), "script": job.script} for job in jobs])
+    else:
+        click.echo("\n".join(f"# {' '.join(sbatch(job, ids))}\n{job.script}" for job in jobs), nl=False)
 
 
 def _option(text: str) -> tuple[str, str | None]:

@@ -12,11 +12,12 @@ from cdmkit.cli.options import json_option, print_json, print_table, runs_option
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", metavar="[NAME|DIR]", required=False)
 @runs_option
 @json_option
 def runs(name: str | None, runs: Path, as_json: bool) -> None:
-    """List the runs (of the recipe NAME), the oldest first: their state, and the steps that each stage has saved of all it is to make.
+    """List the runs (of the recipe NAME, or the one in DIR), the oldest first: their state, and the steps that each stage has saved of all
+    it is to make.
 
     A run is running, finished, stopped (by a signal, after saving), failed, interrupted (it could not even note how it ended), or in
     parts: its stages were only trained one by one.
@@ -24,8 +25,10 @@ def runs(name: str | None, runs: Path, as_json: bool) -> None:
     from cdmkit.errors import UsageError
     from cdmkit.runs import list_runs
 
-    if name is not None and not re.fullmatch("[A-Za-z0-9_-]+", name):
-        raise UsageError(f'"{name}" is no name of a recipe; a folder of runs is given by --runs')
+    if name and (folder := Path(name)).is_dir():
+        name, runs = None, folder
+    elif name and not re.fullmatch("[A-Za-z0-9_-]+", name):
+        raise UsageError(f'"{name}" is neither a folder nor the name of a recipe')
     found = [
         {
             "path": str(run.path),

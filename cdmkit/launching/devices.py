@@ -12,7 +12,7 @@ import attrs
 from cdmkit.errors import UsageError
 from cdmkit.launching.group import FINAL, Group, most_telling, relaying, say, threads, words
 
-GRACE = 10.0
+GRACE = 30.0
 """Seconds that processes have to end by themselves after one of them has failed: what they wait for together fails, too."""
 
 

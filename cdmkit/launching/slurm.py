@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 
 from cdmkit.errors import SetupError
+from cdmkit.files import write_text
 from cdmkit.launching.group import FINAL, cdmkit
 from cdmkit.launching.place import jobs_folder
 
@@ -70,20 +71,34 @@ class Job:
         return str(self.folder / f"{self.name}-{number}.log")
 
 
-def jobs(recipe: str, arguments: Sequence[str], run: Path, stages: Sequence[str], wishes: Wishes, *, sample: bool) -> list[Job]:
+def jobs(recipe: str, run: Path, stages: Sequence[str], wishes: Wishes, *, sample: bool) -> list[Job]:
     """A job for each of `stages`, and with `sample` a last one that depends on all of them.
 
-    recipe: its name. arguments: those of `cdmkit run`, without any that `Wishes` and `run` tell of. The last job has one device, since
-    a cascade is sampled by one process.
+    recipe: its name; the jobs read it at `recipe_for(run)`. The last job has one device, since a cascade is sampled by one process.
     """
+    common = [str(recipe_for(run)), "--run", str(run)]
     shared = ["--devices", str(wishes.devices), "--restarts", "0"] if wishes.devices * wishes.nodes > 1 else []
     shared += ["--nodes", str(wishes.nodes)] if wishes.nodes > 1 else []
-    made = [_job(recipe, stage, run, wishes, [*arguments, "--run", str(run), "--stage", stage, *shared]) for stage in stages]
+    made = [_job(recipe, stage, run, wishes, [*common, "--stage", stage, *shared]) for stage in stages]
     if sample:
         alone = attrs.evolve(wishes, devices=1, nodes=1)
-        last = _job(recipe, SAMPLING, run, alone, [*arguments, "--run", str(run), "--resume"])
+        last = _job(recipe, SAMPLING, run, alone, [*common, "--resume"])
         made.append(attrs.evolve(last, last=True))
     return made
+
+
+def recipe_for(run: Path) -> Path:
+    """Where the recipe lies that the jobs of a run read: beside their logs, so that it is theirs alone."""
+    return jobs_folder(run) / "recipe.toml"
+
+
+def keep(recipe: str, path: Path) -> None:
+    """Write the recipe, a TOML text, for jobs. Raises SetupError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, recipe)
+    except OSError as error:
+        raise SetupError(f"{path} cannot be written: {error}. Choose another place for the run by --run.") from error
 
 
 def _job(recipe: str, name: str, run: Path, wishes: Wishes, arguments: Sequence[str]) -> Job:

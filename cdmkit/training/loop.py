@@ -59,7 +59,7 @@ def train(
     CheckpointError where saving or restoring fails, SetupError where the device lacks memory, PeerLost where another process is gone.
     """
     session = stage.backend.start()
-    at_once = _at_once(stage, session)
+    at_once = check_shares(stage, session)
     checkpoints = folder / "ckpt"
     checkpoints.mkdir(parents=True, exist_ok=True)
     with out_of_memory(too_much(stage)), losing_peers(session), watchdog(session) as alive:
@@ -88,15 +88,16 @@ def train(
     return place(checkpoints, learner.step)
 
 
-def _at_once(stage: Stage, session: Session) -> int:
+def check_shares(stage: Stage, session: Session) -> int:
     """How many images this process works on at once: a part of its share of a batch. Raises SetupError where they do not come out even."""
-    parts = stage.train.accumulate * session.world
-    if stage.train.batch % parts:
+    batch, accumulate = stage.train.batch, stage.train.accumulate
+    if batch % (accumulate * session.world):
+        each = f", each in accumulate = {accumulate} parts" if accumulate > 1 else ""
         raise SetupError(
-            f"stage {stage.name!r}: batch = {stage.train.batch} cannot be split over {session.world} devices into "
-            f"accumulate = {stage.train.accumulate} parts each: make it a multiple of {parts}"
+            f"stage {stage.name!r}: batch = {batch} cannot be split equally over {session.world} devices{each}: "
+            f"make it a multiple of {accumulate * session.world}"
         )
-    return stage.train.batch // parts
+    return batch // (accumulate * session.world)
 
 
 def _blank(count: int, resolution: int) -> Batch:

@@ -29,7 +29,7 @@ def losing_peers(session: Session) -> Iterator[None]:
             raise
         raise PeerLost(
             f"process {session.rank} of {session.world} ends since another one is gone, whose own message tells why. "
-            f"All that is saved stands: go on with --resume. ({str(error).splitlines()[0][:200]})"
+            "All that is saved stands: go on with --resume."
         ) from error
 
 

@@ -28,7 +28,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_dry_run_prints_the_scripts(cluster: Path) -> None:
     """A job for each stage and one that samples; nothing is submitted or made."""
-    recipe = tiny.write(cluster)
+    tiny.write(cluster)
     before = sorted(cluster.iterdir())
     result = tiny.call("launch", "tiny.toml", "--dry-run", "--devices", 4, "--partition", "gpu", "--account", "us", "--time", "1:00:00")
     assert result.exit_code == 0, result.stderr
@@ -37,9 +37,13 @@ def test_a_dry_run_prints_the_scripts(cluster: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines.count("#SBATCH --partition=gpu") == lines.count("#SBATCH --account=us") == lines.count("#SBATCH --time=1:00:00") == 3
     commands = [line for line in lines if "srun " in line]
-    assert [f"run {recipe} " in line for line in commands] == [True] * 3
+    assert ["-jobs/recipe.toml --run " in line for line in commands] == [True] * 3
     assert ["--devices 4" in line for line in commands] == [True, True, False]
-    assert "# sbatch --parsable --dependency=afterok:<id of base>:<id of fine> --kill-on-invalid-dep=yes" in lines
+    last = "sbatch --parsable --dependency=afterok:<id of base>:<id of fine> --kill-on-invalid-dep=yes"
+    assert f"# {last}" in lines
+    told = json.loads(tiny.call("launch", "tiny.toml", "--dry-run", "--json").stdout)
+    assert [job["job"] for job in told] == ["base", "fine", "sampling"]
+    assert " ".join(told[-1]["command"]) == last
 
 
 def test_the_jobs_ids_are_printed(cluster: Path) -> None:
@@ -66,7 +70,17 @@ def test_stages_that_are_named_are_trained_and_nothing_is_sampled(cluster: Path)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.split()[-3:] == ["fine", "1", f"{cluster}/here-jobs/fine-1.log"]
     assert not (cluster / "2.sh").exists()
-    assert f"--set seed=1 --run {cluster}/here --stage fine\n" in (cluster / "1.sh").read_text()
+    assert f"run {cluster}/here-jobs/recipe.toml --run {cluster}/here --stage fine\n" in (cluster / "1.sh").read_text()
+
+
+def test_jobs_keep_to_the_recipe_as_it_was(cluster: Path) -> None:
+    """What is laid on it is in it, and the file may be changed while jobs wait."""
+    recipe = tiny.write(cluster)
+    assert tiny.call("launch", "tiny.toml", "--run", "here", "--set", "seed=7").exit_code == 0
+    recipe.write_text("changed")
+    kept = tiny.call("show", cluster / "here-jobs" / "recipe.toml")
+    assert kept.exit_code == 0, kept.stderr
+    assert "seed = 7" in kept.stdout
 
 
 @pytest.mark.parametrize(

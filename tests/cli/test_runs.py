@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cdmkit.runs import Run
 from tests import tiny
 
 
@@ -63,9 +64,24 @@ def test_none_is_no_error(tmp_path: Path, arguments: tuple[str, ...], what: str)
     assert json.loads(tiny.call("runs", *arguments, "--runs", tmp_path / "gone", "--json").stdout) == []
 
 
-@pytest.mark.parametrize("name", ["/data/runs", "..", "a/b", "*"])
-def test_a_name_is_no_path(name: str) -> None:
-    """A folder in its place is answered with the option for it."""
+@pytest.mark.parametrize("name", ["/data/runs", "a/b", "*"])
+def test_a_name_is_no_pattern(name: str) -> None:
+    """What is neither a folder nor may be a recipe's name is a usage error."""
     result = tiny.call("runs", name)
-    assert result.exit_code == 2
-    assert f'"{name}" is no name of a recipe; a folder of runs is given by --runs' in result.stderr
+    assert (result.exit_code, "neither a folder nor the name of a recipe" in result.stderr) == (2, True)
+
+
+def test_runs_in_folders_of_peoples_choice_are_found(tmp_path: Path) -> None:
+    """Beside those in folders of their recipe, by their recipe's name and by their own folder."""
+
+    def made(name: str, folder: Path | None = None) -> str:
+        return str(Run.create(tmp_path, name, folder, recipe=("", f'name = "{name}"'), facts={}).path)
+
+    mine, dated, other = made("tiny", tmp_path / "mine"), made("tiny"), made("other")
+
+    def listed(*arguments: object) -> set[str]:
+        return {run["path"] for run in json.loads(tiny.call("runs", *arguments, "--json").stdout)}
+
+    assert listed("--runs", tmp_path) == {mine, dated, other}
+    assert listed("tiny", "--runs", tmp_path) == {mine, dated}
+    assert listed(mine) == {mine}

@@ -13,12 +13,12 @@ from cdmkit.errors import SetupError
 from cdmkit.launching.slurm import Job, Wishes, jobs, submit
 from tests.launching.slurm import install
 
-RUN = Path("/runs/tiny/1")
+RUN = Path("/my runs/tiny/1")
 
 
 def made(wishes: Wishes | None = None, *, sample: bool = True) -> list[Job]:
     """The jobs of two stages."""
-    return jobs("tiny", ["/my recipe.toml", "--set", 'name="a b"'], RUN, ["base", "fine"], wishes or Wishes(), sample=sample)
+    return jobs("tiny", RUN, ["base", "fine"], wishes or Wishes(), sample=sample)
 
 
 def options(job: Job) -> dict[str, str]:
@@ -51,7 +51,7 @@ def test_a_job_asks_for_what_it_needs() -> None:
     base, _, sampling = made(Wishes(devices=8, nodes=2, options={"time": "12:00:00", "exclusive": None}))
     assert options(base) == {
         "job-name": "tiny-base",
-        "output": "/runs/tiny/1-jobs/base-%j.log",
+        "output": "'/my runs/tiny/1-jobs/base-%j.log'",
         "open-mode": "append",
         "nodes": "2",
         "ntasks-per-node": "1",
@@ -62,7 +62,7 @@ def test_a_job_asks_for_what_it_needs() -> None:
         "exclusive": "",
     }
     assert (options(sampling)["nodes"], options(sampling)["gpus-per-node"]) == ("1", "1")
-    assert base.log("7") == "/runs/tiny/1-jobs/base-7.log"
+    assert base.log("7") == "/my runs/tiny/1-jobs/base-7.log"
 
 
 @pytest.mark.parametrize(("more", "asks"), [({"gres": "gpu:h100:4"}, False), ({"signal": "USR1@600"}, True)])
@@ -76,7 +76,7 @@ def test_options_win_over_ours(more: Mapping[str, str | None], asks: bool) -> No
 def test_a_stage_is_trained_by_a_command_that_makes_or_joins_the_run(cluster: Path) -> None:
     """Words with blanks arrive whole; several processes have a supervisor, which leaves starting again to the script."""
     alone, _, sampling = made()
-    given = ["run", "/my recipe.toml", "--set", 'name="a b"', "--run", str(RUN)]
+    given = ["run", f"{RUN}-jobs/recipe.toml", "--run", str(RUN)]
     (words,) = run(alone, cluster)[1]
     assert words[words.index("cdmkit") + 1 :] == [*given, "--stage", "base"]
     (words,) = run(made(Wishes(devices=8, nodes=2))[0], cluster)[1]

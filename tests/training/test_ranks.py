@@ -166,4 +166,4 @@ def test_a_batch_must_come_out_even(tmp_path: Path) -> None:
     odd = ({"world": 2, "folder": "odd", "train": {"batch": batch}} for batch in (1, 3))
     for batch, ends in zip((1, 3), train(tmp_path, *odd), strict=True):
         assert [code for code, _ in ends] == [4, 4]
-        assert f"batch = {batch} cannot be split over 2 devices" in ends[0][1]
+        assert f"batch = {batch} cannot be split equally over 2 devices" in ends[0][1]
