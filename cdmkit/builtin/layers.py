@@ -7,8 +7,6 @@ avx512_bf16, for forward and backward pass, torch 2.13; `python benchmarks/train
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +16,6 @@ from torch import Tensor, nn
 _TOKENS_BY_PRODUCTS = 256
 """In bf16 on a CPU, attention among up to so many tokens is two products and a softmax: 8 ms, not the 19 of torch's fused one, for
 [8, 4, 256, 32], and 1, not 5, for [8, 4, 64, 48]. Beyond, as in float32, the fused one is no slower, and keeps no square of weights."""
-_CACHED = 2**19
-"""How many numbers are normed at a time on a CPU, as float32 2 MB: [4, 192, 64, 64] in bf16 takes 10 ms, and 17 in one go."""
 _PIXELS_TO_TRANSPOSE = 256
 """On a CPU a batch of so many pixels is doubled and convolved by one transposed convolution, of 4/9 of the products: 31 ms, not 67, in
 float32, and 21, not 33, in bf16 for [8, 128, 16, 16]. With 128 pixels making its kernel takes longer than it saves."""
@@ -35,8 +31,8 @@ def exactly(x: Tensor) -> contextlib.AbstractContextManager[object]:
 class Norm(nn.GroupNorm):
     """Group norm, a scale and a shift for each image, and SiLU, all in float32 whatever the dtype of its input, which is rounded to once.
 
-    One pass of autograd for the three: of what lies between them nothing is kept for the backward pass. Images stay channels-last, in which
-    torch's group norm takes up to 10 times as long on a CPU (16 ms, not 2, for [8, 64, 32, 32] in bf16), and which it leaves on CUDA.
+    One pass of autograd for the three: of what lies between them nothing is kept for the backward pass. Channels-last images stay so, which
+    torch's group norm does not leave on CUDA, and for which it is slow on a CPU: the three take 4 ms, not 19, for [4, 64, 64, 64] in bf16.
     """
 
     def __init__(self, groups: int, channels: int, eps: float, *, silu: bool) -> None:
@@ -63,82 +59,44 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float, silu: bool) -> Tensor:
-        """[B, C, H, W] -> the same."""
-        pixels = _by_pixel(x)
-        out = torch.empty_like(pixels, memory_format=torch.contiguous_format)
-        mean, rstd = _in_parts(partial(_norm, groups=groups, eps=eps, silu=silu), pixels, out, scale, shift)
+        """Work on [B, pixels, C], in few tensors that are written to again and again: to get memory for each would take longer."""
+        wide = _by_pixel(x).to(scale.dtype)
+        mean = _of_groups(wide.mean(1), groups)
+        z = wide - mean.unsqueeze(1)
+        rstd = _of_groups(z.square_().mean(1), groups).add_(eps).rsqrt_()
+        gain, offset = _affine(mean, rstd, scale, shift)
+        torch.addcmul(offset, wide, gain, out=z)
+        if silu:
+            F.silu(z, inplace=True)
         ctx.save_for_backward(x, mean, rstd, scale, shift)
         ctx.groups, ctx.silu = groups, silu
-        return _by_channel(out, x)
+        return _by_channel(z.to(x.dtype), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, scale and shift."""
-        x, *rest = ctx.saved_tensors
-        pixels = _by_pixel(x)
-        of_x = torch.empty_like(pixels, memory_format=torch.contiguous_format)
-        work = partial(_norm_backward, groups=ctx.groups, silu=ctx.silu)
-        of_scale, of_shift = _in_parts(work, pixels, of_x, _by_pixel(grads[0]), *rest)
-        return _by_channel(of_x, x), of_scale, of_shift, None, None, None
-
-
-def _norm(x: Tensor, out: Tensor, scale: Tensor, shift: Tensor, *, groups: int, eps: float, silu: bool) -> tuple[Tensor, Tensor]:
-    """Write to `out`, like `x` [B, pixels, C]; gives mean and 1 / std, [B, C]."""
-    wide, z = x.to(scale.dtype), _room(out, scale.dtype)
-    mean = _of_groups(wide.mean(1), groups)
-    torch.sub(wide, mean.unsqueeze(1), out=z)
-    rstd = _of_groups(z.square_().mean(1), groups).add_(eps).rsqrt_()
-    gain, offset = _affine(mean, rstd, scale, shift)
-    torch.addcmul(offset, wide, gain, out=z)
-    if silu:
-        F.silu(z, inplace=True)
-    if z is not out:
-        out.copy_(z)
-    return mean, rstd
-
-
-def _norm_backward(
-    x: Tensor, of_x: Tensor, of_out: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, shift: Tensor, *, groups: int, silu: bool
-) -> tuple[Tensor, Tensor]:
-    """Write to `of_x`, like `x` [B, pixels, C]; gives the gradients of scale and shift, [B, C]."""
-    wide, g, product = x.to(scale.dtype), of_out.to(scale.dtype), _room(of_x, scale.dtype)
-    gain, offset = _affine(mean, rstd, scale, shift)
-    if silu:
-        z = torch.addcmul(offset, wide, gain)
-        g = torch.ops.aten.silu_backward.grad_input(g, z, grad_input=z)
-    of_shift = g.sum(1)
-    of_scale = torch.addcmul(torch.mul(g, wide, out=product).sum(1), mean, of_shift, value=-1) * rstd
-    share = rstd / -x.shape[1]
-    slope = share * _of_groups(scale * of_scale, groups) * rstd
-    constant = torch.addcmul(share * _of_groups(scale * of_shift, groups), slope, mean, value=-1)
-    torch.addcmul(constant.unsqueeze(1), wide, slope.unsqueeze(1), out=product)
-    product.addcmul_(g, gain)
-    if product is not of_x:
-        of_x.copy_(product)
-    return of_scale, of_shift
-
-
-def _in_parts(work: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """work(*tensors), on a CPU for a few images at a time, so that what is computed on the way fits a core's cache; results joined."""
-    batch, size = len(tensors[0]), tensors[0][0].numel()
-    if tensors[0].device.type != "cpu" or batch * size <= _CACHED:
-        return work(*tensors)
-    parts = zip(*(torch.split(each, max(1, _CACHED // size)) for each in tensors), strict=True)
-    return tuple(map(torch.cat, zip(*(work(*part) for part in parts), strict=True)))
-
-
-def _room(result: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where to compute `result` in a dtype: there, where that is its own."""
-    return result if result.dtype == dtype else torch.empty_like(result, dtype=dtype)
+        x, mean, rstd, scale, shift = ctx.saved_tensors
+        wide, g = (_by_pixel(each).to(scale.dtype) for each in (x, *grads))
+        gain, offset = _affine(mean, rstd, scale, shift)
+        if ctx.silu:
+            z = torch.addcmul(offset, wide, gain)
+            g = torch.ops.aten.silu_backward.grad_input(g, z, grad_input=z)
+        of_shift, of_x = g.sum(1), g * wide
+        of_scale = torch.addcmul(of_x.sum(1), mean, of_shift, value=-1) * rstd
+        share = rstd / -wide.shape[1]
+        slope = share * _of_groups(scale * of_scale, ctx.groups) * rstd
+        constant = torch.addcmul(share * _of_groups(scale * of_shift, ctx.groups), slope, mean, value=-1)
+        torch.addcmul(constant.unsqueeze(1), wide, slope.unsqueeze(1), out=of_x).addcmul_(g, gain)
+        return _by_channel(of_x.to(x.dtype), x), of_scale, of_shift, None, None, None
 
 
 def _by_pixel(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, pixels, C], a view of what is channels-last."""
+    """[B, C, H, W] -> [B, pixels, C], in the same memory."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _by_channel(y: Tensor, like: Tensor) -> Tensor:
-    """[B, pixels, C] -> [B, C, H, W], channels-last."""
+    """[B, pixels, C] -> [B, C, H, W], in the same memory."""
     return y.view(len(y), *like.shape[2:], -1).permute(0, 3, 1, 2)
 
 

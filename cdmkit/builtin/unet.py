@@ -151,7 +151,8 @@ class UNetModule(nn.Module):
     def forward(self, x_t: Tensor, noise_level: Tensor, condition: Condition) -> Tensor:
         """Down, across and up, joining each step up with the same step down."""
         emb = self.embedding(noise_level, condition)
-        h = self.conv_in(x_t if condition.low_res is None else torch.cat((x_t, condition.low_res), dim=1))
+        image = x_t if condition.low_res is None else torch.cat((x_t, condition.low_res), dim=1)
+        h = self.conv_in(image.contiguous(memory_format=torch.channels_last))  # as all that follows, also where weights are not
         skips = [h]
         for layer in self.down:
             h = run(layer, h, emb, checkpoint=self.checkpoint)

@@ -141,6 +141,19 @@ def test_heads_need_divide_only_where_there_is_attention() -> None:
     UNet(channels=8, multipliers=(1, 2), blocks=1, attention=(), heads=3, middle_attention=False).build(NetworkSpec(8, 3))
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_all_images_within_lie_channels_last(bf16: bool) -> None:
+    """Even where neither inputs nor weights do: what every block gives."""
+    network, seen = awake(SMALL.build(FULL_SPEC)), []
+    for module in network.modules():
+        if isinstance(module, (Block, Attention, Downsample, Upsample)):
+            module.register_forward_hook(lambda _module, _inputs, out: seen.append(out.is_contiguous(memory_format=torch.channels_last)))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        network(*told())
+    assert len(seen) > 8
+    assert all(seen)
+
+
 def test_blocks_and_attention_start_as_the_identity() -> None:
     """Before training they add nothing to their input, or to their input resized."""
     x, emb = torch.randn(2, 8, 4, 4), torch.randn(2, 32)

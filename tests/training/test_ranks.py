@@ -63,7 +63,7 @@ def test_the_number_of_processes_changes_nothing_but_rounding(tmp_path: Path, op
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_resumed_processes_end_with_the_same_bits(tmp_path: Path, parallel: str, world: int) -> None:
     """As many processes as before, stopped half-way and gone on with, write the files that undisturbed ones write."""
     go = {"world": world, "parallel": parallel, "stage": "sr"}
@@ -145,7 +145,7 @@ def test_nan_in_one_process_moves_none(tmp_path: Path) -> None:
         assert "position 24" not in message
 
 
-@pytest.mark.parametrize(("step", "where"), [(3, "in update"), (0, "in check_equal_steps")])
+@pytest.mark.parametrize(("step", "where"), [(3, "in update"), pytest.param(0, "in check_equal_steps", marks=pytest.mark.slow)])
 def test_a_halted_process_is_found_out(tmp_path: Path, step: int, where: str) -> None:
     """Where one process stands still, as it trains or before that, the others print where they stand and end."""
     go = {"world": 2, "folder": "halted", "train": {"steps": 6}}
@@ -154,7 +154,7 @@ def test_a_halted_process_is_found_out(tmp_path: Path, step: int, where: str) ->
         damaged = checkpoint(tmp_path / "halted", 5)
         damaged.mkdir()
         (damaged / "state.json").touch()
-    (halted,) = train(tmp_path, {**go, "patience": 2, "signal": [1, step, "SIGSTOP"]})
+    (halted,) = train(tmp_path, {**go, "patience": 4, "signal": [1, step, "SIGSTOP"]})
     (code, said), _ = halted
     assert code == 1
     assert "Timeout" in said
