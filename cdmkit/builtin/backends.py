@@ -7,6 +7,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import attrs
@@ -208,6 +209,7 @@ class TorchSession(Session):
         return bool(asked[1])
 
 
+@cache
 def _keep_memory() -> None:
     """Have glibc keep what is freed, of up to 32 MB each: to take it from the kernel again was 4 to 5 % of a training step in bf16."""
     with contextlib.suppress(AttributeError, OSError):  # other C libraries have no such switch
