@@ -82,16 +82,16 @@ class _Sink:
 
 
 def _render(_logger: WrappedLogger, _method: str, entry: EventDict) -> str:
-    return json.dumps(_jsonable(dict(entry)), ensure_ascii=False)
+    return json.dumps(jsonable(dict(entry)), ensure_ascii=False)
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """The value as JSON has it, without secrets; NaN and infinity, which it has not, as null."""
     match value:
         case dict():
-            return {str(key): _jsonable(item) for key, item in value.items()}
+            return {str(key): jsonable(item) for key, item in value.items()}
         case list() | tuple():
-            return [_jsonable(item) for item in value]
+            return [jsonable(item) for item in value]
         case float() if not math.isfinite(value):
             return None
         case None | bool() | int() | float():
@@ -129,7 +129,7 @@ class MetricsLog:
     @hookimpl
     def cdmkit_progress(self, event: Progress) -> None:
         """Append the event."""
-        self.lines.write(json.dumps(_jsonable(attrs.asdict(event))) + "\n")
+        self.lines.write(json.dumps(jsonable(attrs.asdict(event))) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cdmkit.cascade import Stage
@@ -25,6 +23,7 @@ from cdmkit.errors import CheckpointError
 from cdmkit.files import digest, replaced
 from cdmkit.kinds import Skip, Source
 from cdmkit.sampling import open_network, too_much, weights_of
+from cdmkit.training.tensor_file import TensorFile, write
 
 DRIFT = 0.05
 """The colour drift above which there is an alarm: 6 of 255 grey levels, beside each other plain to see."""
@@ -192,16 +191,16 @@ def drift_of(made: Tensor, low_res: Tensor) -> float:
 
 def _keep(images: Tensor, path: Path, key: str) -> None:
     """Put images into a file. Where it cannot be written they are made anew next time: other processes, which write nothing, go on."""
-    with contextlib.suppress(OSError, SafetensorError):
+    with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)
         with replaced(path) as beside:
-            save_file({"images": images.contiguous()}, beside, metadata={_KEY: key})
+            write(beside, {"images": images}, {_KEY: key})
 
 
 def _read_kept(path: Path, key: str) -> Tensor | None:
     """The images in a file, where it is there and made from what `key` says."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor("images") if (file.metadata() or {}).get(_KEY) == key else None
-    except (OSError, SafetensorError):
+        file = TensorFile(path)
+        return file["images"] if file.metadata.get(_KEY) == key else None
+    except CheckpointError:
         return None

@@ -23,6 +23,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class Run:
         """
         started = datetime.now(UTC)
         try:
-            path = _new_folder(root / name, started.strftime("%Y%m%d-%H%M%S")) if folder is None else folder
+            path = _new_folder(root / name, started) if folder is None else folder
             path.mkdir(parents=True, exist_ok=True)
             if not (path / "lock").exists():  # else another process makes the run just now
                 _check_empty(path)
@@ -142,7 +143,7 @@ class Run:
     def new_samples(self) -> Path:
         """A new folder for samples, named by the time. Raises SetupError where none can be made."""
         try:
-            return _new_folder(self.path / "samples", datetime.now(UTC).strftime("%Y%m%d-%H%M%S"))
+            return _new_folder(self.path / "samples", datetime.now(UTC))
         except OSError as error:
             raise SetupError(f"cannot write samples into {self.path}: {error}. Choose another place by --out.") from error
 
@@ -222,18 +223,25 @@ def latest_run(root: Path, name: str) -> Run | None:
     return next(reversed(list_runs(root, name)), None)
 
 
-def _new_folder(parent: Path, stem: str) -> Path:
-    """Make `parent`/`stem`, with -02, -03, ... after it where that is taken."""
+def new_folders(parent: Path, time: datetime) -> Iterator[Path]:
+    """What a new folder in `parent` may be called, without end: by a time, with -02, -03, ... after it where that is taken."""
+    stem = time.strftime("%Y%m%d-%H%M%S")
+    return (parent / (stem if number == 1 else f"{stem}-{number:02}") for number in count(1))
+
+
+def _new_folder(parent: Path, time: datetime) -> Path:
+    """Make the first folder of `new_folders` that nobody has made."""
     parent.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = parent / (stem if number == 1 else f"{stem}-{number:02}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+    return next(filter(_make, new_folders(parent, time)))
+
+
+def _make(path: Path) -> bool:
+    """Make a folder; False where it is there already."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _check_empty(path: Path) -> None:

@@ -32,6 +32,7 @@ from cdmkit.plugins import load_plugins
 from cdmkit.recipe import Data, Recipe, Requires, Sample, Validation
 from cdmkit.training.stopping import SECOND_SIGNAL
 from tests.markdown import DOCS, PAGES, ROOT, Block, anchors, blocks, commands, links
+from tests.progress import progress
 from tests.tiny import call
 
 FOLLOWED = [DOCS / "tutorial" / "first-recipe.md", DOCS / "tutorial" / "first-plugin.md"]
@@ -299,21 +300,7 @@ def test_the_observer_on_the_page_of_hooks_is_a_plugin(capsys: pytest.CaptureFix
     exec(next(blocks(DOCS / "reference" / "hooks.md", "python")).text, vars(module))  # noqa: S102  (our own page)
     plugins = load_plugins(extra=[module])
     assert plugins.faults == ()
-    event = events.Progress(
-        stage="base",
-        step=1,
-        steps=2,
-        images=3,
-        loss=0.5,
-        levels=(0.5,),
-        grad_norm=1.0,
-        lr=0.1,
-        images_per_second=4.0,
-        gflops=6.0,
-        eta=5.0,
-        skipped=0,
-    )
-    plugins.manager.hook.cdmkit_progress(event=event)
+    plugins.manager.hook.cdmkit_progress(event=progress(1))
     assert capsys.readouterr().out == "base 1 0.5\n"
 
 

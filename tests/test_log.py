@@ -11,28 +11,12 @@ import pluggy
 import pytest
 
 from cdmkit import hookspecs
-from cdmkit.events import CheckpointSaved, Event, Progress, SamplingProgress, Warned
+from cdmkit.events import CheckpointSaved, Event, SamplingProgress, Warned
 from cdmkit.hookspecs import hook_name
 from cdmkit.log import EventLog, Lines, MetricsLog, open_log, read_metrics
 from cdmkit.redact import redact
+from tests.progress import progress
 from tests.training.test_checkpoint import full_disk
-
-
-def progress(step: int, loss: float = 0.5, stage: str = "base") -> Progress:
-    return Progress(
-        stage=stage,
-        step=step,
-        steps=10,
-        images=4 * step,
-        loss=loss,
-        levels=(loss, 0.25),
-        grad_norm=1.0,
-        lr=0.1,
-        images_per_second=2.0,
-        gflops=3.0,
-        eta=3.0,
-        skipped=0,
-    )
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +60,7 @@ def test_events_are_json_lines(tmp_path: Path) -> None:
 def test_metrics_are_the_progress_events(tmp_path: Path) -> None:
     """Progress, and nothing else, goes to the metrics; NaN, which JSON has not, is null."""
     path = tmp_path / "metrics.jsonl"
-    announce(MetricsLog(path), progress(1), Warned(message="odd"), progress(2, loss=float("nan")))
+    announce(MetricsLog(path), progress(1), Warned(message="odd"), progress(2, loss=float("nan"), levels=(float("nan"), 0.25)))
     first, second = read_metrics(path)
     assert first == {**attrs.asdict(progress(1)), "levels": [0.5, 0.25]}
     assert second["loss"] is None

@@ -10,10 +10,12 @@ import sys
 import pytest
 
 from cdmkit.errors import CdmkitError, PeerLost, SetupError
+from cdmkit.launching.devices import free_port
 from cdmkit.ranks import Ranks, joined, launch
 
 TOLD = """
 from cdmkit.errors import CdmkitError
+from cdmkit.launching.devices import free_port
 from cdmkit.ranks import joined
 with joined() as ranks:
     print(ranks.told(lambda: f"from {ranks.rank}, \\u00e9"), ranks.first_then_all(lambda: ranks.rank))
@@ -30,9 +32,7 @@ with joined() as ranks:
 
 def test_the_first_process_speaks_for_all() -> None:
     """What it finds out is told to all, and that it failed, too; what each needs on the disk it makes first."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2", "PYTHONIOENCODING": "utf-8"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "PYTHONIOENCODING": "utf-8"}
     processes = [
         subprocess.Popen([sys.executable, "-c", TOLD], env={**os.environ, **place, "RANK": rank}, stdout=subprocess.PIPE, encoding="utf-8")
         for rank in "01"

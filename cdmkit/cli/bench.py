@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -39,6 +39,7 @@ def bench(recipe: Path, names: tuple[str, ...], seconds: float, overrides: tuple
 
     from cdmkit.benching import Bench
     from cdmkit.cli.bars import rate
+    from cdmkit.log import jsonable
     from cdmkit.recipe import read
 
     plugins = loaded_plugins()
@@ -47,20 +48,13 @@ def bench(recipe: Path, names: tuple[str, ...], seconds: float, overrides: tuple
     measure = Bench(recipe=found, plugins=plugins, seconds=seconds, tell=lambda text: click.echo(text, err=True))
     measured = [measure(stage) for stage in stages]
     if as_json:
-        print_json([_finite(attrs.asdict(each)) for each in measured])
+        print_json([jsonable(attrs.asdict(each)) for each in measured])
         return
     heads = ("stage", "parameters", "what", "images", "ms", "images/s", "speed", "of peak", "memory")
     print_table(heads, [row for each in measured for row in _rows(each)])
     for each in measured:
         peak = f"the fastest product of two matrices in {each.precision} on {each.device}"
         click.echo(f"{each.stage}: 100 % is {rate(each.matmul_gflops)}, {peak}")
-
-
-def _finite(value: Any) -> Any:
-    """The value as JSON has it: null for NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows(each: Measured) -> Iterator[list[str]]:

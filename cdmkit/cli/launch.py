@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cdmkit.cli.options import json_option, loaded_plugins, overrides_option, print_json, print_table, runs_option
+from cdmkit.cli.options import json_option, loaded_plugins, overrides_option, place_options, print_json, print_table
 
 if TYPE_CHECKING:
     from cdmkit.launching.slurm import Job
@@ -20,11 +20,7 @@ _OPTION = re.compile(r"[a-z][a-z-]*")
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @overrides_option
-@runs_option
-@click.option(
-    "--run", "folder", type=click.Path(path_type=Path), metavar="DIR", help="The run's folder, instead of a new one under --runs."
-)
-@click.option("--resume", is_flag=True, help="Go on with the run in --run, or with the newest run of this recipe.")
+@place_options
 @click.option("--stage", "stages", metavar="NAME", multiple=True, help="Train this stage; can be repeated. By default all, then sample.")
 @click.option("--devices", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs of each node.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Nodes for each stage.")

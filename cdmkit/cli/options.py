@@ -31,6 +31,15 @@ def runs_option(command: F) -> F:
     return click.option("--runs", "runs", type=click.Path(path_type=Path), default="runs", show_default=True, help=text)(command)
 
 
+def place_options(command: F) -> F:
+    """`--runs DIR`, `--run DIR` and `--resume`, where a run goes; the parameters `runs: Path`, `folder: Path | None`, `resume: bool`."""
+    new = click.option(
+        "--run", "folder", type=click.Path(path_type=Path), metavar="DIR", help="The run's folder, instead of a new one under --runs."
+    )
+    old = click.option("--resume", is_flag=True, help="Go on with the run in --run, or with the newest run of this recipe.")
+    return runs_option(new(old(command)))
+
+
 def loaded_plugins(extra: Iterable[object] = ()) -> Plugins:
     """All plugins; each broken one is a warning on stderr."""
     from cdmkit.plugins import load_plugins

@@ -8,18 +8,14 @@ from typing import Any
 
 import click
 
-from cdmkit.cli.options import loaded_plugins, overrides_option, runs_option
+from cdmkit.cli.options import loaded_plugins, overrides_option, place_options
 from cdmkit.cli.starting import start, starting_options
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @overrides_option
-@runs_option
-@click.option(
-    "--run", "folder", type=click.Path(path_type=Path), metavar="DIR", help="The run's folder, instead of a new one under --runs."
-)
-@click.option("--resume", is_flag=True, help="Go on with the run in --run, or with the newest run of this recipe.")
+@place_options
 @click.option(
     "--stage", metavar="NAME", default="", help="Train this stage alone. Where --run holds a run already, it is joined, as with --resume."
 )

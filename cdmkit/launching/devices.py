@@ -74,12 +74,12 @@ def _environment(node: Node, devices: int) -> dict[str, str]:
         "WORLD_SIZE": str(node.count * devices),
         "LOCAL_WORLD_SIZE": str(devices),
         "MASTER_ADDR": node.address,
-        "MASTER_PORT": str(_free_port() if node.port is None else node.port),
+        "MASTER_PORT": str(free_port() if node.port is None else node.port),
         "OMP_NUM_THREADS": threads(devices),
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

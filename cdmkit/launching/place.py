@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 
 from cdmkit.errors import UsageError
-from cdmkit.runs import Run
+from cdmkit.runs import Run, new_folders
 
 JOBS = "-jobs"
 """What follows the name of a run's folder in that of the folder beside it, where jobs log to: a new run's folder must be empty."""
@@ -21,7 +20,8 @@ def place_for(root: Path, name: str, folder: Path | None, *, resume: bool) -> Pa
     if resume:
         return Run.existing(root, name, folder).path
     if folder is None:
-        return _free(root / name / datetime.now(UTC).strftime("%Y%m%d-%H%M%S"))
+        known = new_folders(root / name, datetime.now(UTC))
+        return next(path for path in known if not path.exists() and not jobs_folder(path).exists())
     if (folder / "run.json").exists():
         raise UsageError(f"{folder} holds a run already: go on with it by --resume, or choose another folder")
     return folder
@@ -30,9 +30,3 @@ def place_for(root: Path, name: str, folder: Path | None, *, resume: bool) -> Pa
 def jobs_folder(run: Path) -> Path:
     """The folder for logs of jobs."""
     return run.with_name(run.name + JOBS)
-
-
-def _free(path: Path) -> Path:
-    """`path`, with -02, -03, ... after it where it or its folder for logs is taken."""
-    paths = (path if number == 1 else path.with_name(f"{path.name}-{number:02}") for number in count(1))
-    return next(path for path in paths if not path.exists() and not jobs_folder(path).exists())

@@ -15,24 +15,20 @@ from cdmkit.cli.bars import rate, sparkline
 from cdmkit.cli.watching import Watcher
 from cdmkit.pipeline import teller
 from cdmkit.plugins import load_plugins
+from tests.progress import progress
 
 STORY = (
     events.RunStarted(path=Path("runs/x"), name="x", stages=("base", "fine")),
     events.StageStarted(stage="base", step=20, steps=40, parameters=1_234_000),
     *(
-        events.Progress(
-            stage="base",
-            step=n,
+        progress(
+            n,
             steps=40,
-            images=n,
             loss=1 / n,
             levels=(1.0, 10.0, float("nan"), 100.0),
-            grad_norm=1.0,
-            lr=0.1,
             images_per_second=250.0,
             gflops=1234.0,
             eta=(40 - n) * 400.0,
-            skipped=0,
         )
         for n in (30, 35, 40)
     ),

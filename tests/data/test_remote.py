@@ -18,6 +18,7 @@ import pytest
 
 from cdmkit.data.remote import NotThere, Patience, download, is_remote, read_text, shown
 from cdmkit.errors import CdmkitError, DataError, SetupError
+from cdmkit.launching.devices import free_port
 
 BODY = bytes(range(256)) * 4097
 """A bit more than a MiB."""
@@ -263,9 +264,7 @@ def test_connections_are_closed(server: Server, tmp_path: Path, name: str) -> No
 
 def test_nobody_listens(tmp_path: Path) -> None:
     """A refused connection is tried again, then told."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.raises(DataError, match="after 2 attempts: Cannot connect"):
         download(f"http://127.0.0.1:{port}/a", tmp_path / "file", patience=attrs.evolve(QUICK, attempts=2))
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import traceback
 from pathlib import Path
@@ -29,6 +28,7 @@ from cdmkit.cascade.sampling import Tick
 from cdmkit.diffusion import Condition
 from cdmkit.errors import CdmkitError
 from cdmkit.events import Event, Progress, Warned
+from cdmkit.launching.devices import free_port
 from cdmkit.ranks import joined
 from cdmkit.training import stop_on_signals
 from tests.training.components import CLASSES, Tiny, make_sr_stage, make_stage, run
@@ -54,7 +54,9 @@ def train(folder: Path, go: dict[str, Any]) -> None:
         if rank == who and (begins or (isinstance(event, Progress) and event.step == step)):
             os.kill(os.getpid(), signal.Signals[name])
 
-    with joined(), stop_on_signals() as stop:
+    with joined() as ranks, stop_on_signals() as stop:
+        if ranks.world > 1:
+            torch.distributed.barrier()  # the first one holds what others find each other by: were it gone at once, they would miss it
         run(stage, folder / go["folder"], parent=parent, emit=hit, stop=stop, sample=show, classes=go.get("classes", CLASSES))
 
 
@@ -86,10 +88,7 @@ def in_child(folder: Path, go: dict[str, Any], rank: int, port: int, out: int) -
 
 def together(folder: Path, go: dict[str, Any]) -> list[tuple[int, str]]:
     """All processes of a go: how each ended, and what it said."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
+    port, children = free_port(), []
     for rank in range(go["world"]):
         reading, writing = os.pipe()
         child = os.fork()
